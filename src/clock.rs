@@ -1,0 +1,63 @@
+//! The only reader of wall time.
+//!
+//! Durations inside one process come from [`std::time::Instant`]; this is for what is shown, stored or compared
+//! between hosts.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds from 1970 to 2000, PostgreSQL's epoch.
+const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
+
+/// A moment in wall time, in microseconds since 1970 UTC.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct WallTime {
+    /// Microseconds since 1970-01-01 00:00 UTC.
+    pub unix_micros: i64,
+}
+
+impl WallTime {
+    /// Now, by this host's clock.
+    pub fn now() -> WallTime {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallTime { unix_micros: i64::try_from(since.as_micros()).unwrap_or(i64::MAX) }
+    }
+
+    /// Seconds since 1970, rounded down.
+    pub fn unix_seconds(self) -> i64 {
+        self.unix_micros.div_euclid(1_000_000)
+    }
+
+    /// PostgreSQL's `TimestampTz`: microseconds since 2000-01-01 UTC, as in the replication protocol.
+    pub fn postgres_micros(self) -> i64 {
+        self.unix_micros - POSTGRES_EPOCH_SECONDS * 1_000_000
+    }
+
+    /// The reverse of [`WallTime::postgres_micros`]; saturates on foreign nonsense.
+    pub fn from_postgres_micros(micros: i64) -> WallTime {
+        WallTime { unix_micros: micros.saturating_add(POSTGRES_EPOCH_SECONDS * 1_000_000) }
+    }
+
+    /// Seconds from `earlier` to here; zero when a clock was set back in between.
+    pub fn seconds_since(self, earlier: WallTime) -> f64 {
+        (self.unix_micros.saturating_sub(earlier.unix_micros)).max(0) as f64 / 1e6
+    }
+
+    /// RFC 3339 in UTC with seconds, such as `2026-11-23T05:47:07Z`.
+    pub fn rfc3339(self) -> String {
+        jiff::Timestamp::from_second(self.unix_seconds())
+            .map_or_else(|_| "unknown".to_owned(), |t| t.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn postgresqls_epoch() {
+        assert_eq!(WallTime::from_postgres_micros(0).rfc3339(), "2000-01-01T00:00:00Z");
+        let now = WallTime::now();
+        assert_eq!(WallTime::from_postgres_micros(now.postgres_micros()), now);
+    }
+}

@@ -1,0 +1,111 @@
+//! What a person is told: an error chain, a hint with the next step, and what became of the command.
+//!
+//! Lower layers return typed errors where a caller branches; above them `anyhow` carries context in verbs. This
+//! module adds the two things that neither has: a hint, and the outcome that decides the exit code.
+
+use std::fmt;
+
+/// What became of a command that did not succeed; `cli/exit` turns it into the exit code.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It failed.
+    Failed,
+    /// The flags, the configuration or the files named are wrong.
+    Usage,
+    /// Refused, and nothing was changed.
+    Refused,
+    /// Nobody knows; running it again tells.
+    Unknown,
+}
+
+/// An error with a hint or an outcome attached. Displays as the error itself, so it never shows twice in a chain.
+#[derive(Debug)]
+pub struct Fault {
+    error: anyhow::Error,
+    hint: Option<String>,
+    outcome: Option<Outcome>,
+}
+
+impl Fault {
+    /// A new refusal: nothing was changed, and this is what to do instead.
+    pub fn refused(what: impl fmt::Display, hint: impl Into<String>) -> anyhow::Error {
+        Fault { error: anyhow::anyhow!("{what}"), hint: Some(hint.into()), outcome: Some(Outcome::Refused) }
+            .into()
+    }
+
+    /// A new error of usage: flags, configuration or files.
+    pub fn usage(what: impl fmt::Display, hint: impl Into<String>) -> anyhow::Error {
+        Fault { error: anyhow::anyhow!("{what}"), hint: Some(hint.into()), outcome: Some(Outcome::Usage) }
+            .into()
+    }
+
+    /// The fault that an error already is, or a bare one around it.
+    fn of(error: anyhow::Error) -> Fault {
+        error.downcast::<Fault>().unwrap_or_else(|error| Fault { error, hint: None, outcome: None })
+    }
+
+    /// The first hint in a chain.
+    pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
+        faults(error).find_map(|fault| fault.hint.as_deref())
+    }
+
+    /// The outermost outcome in a chain; [`Outcome::Failed`] when none says otherwise.
+    pub fn outcome_of(error: &anyhow::Error) -> Outcome {
+        faults(error).find_map(|fault| fault.outcome).unwrap_or(Outcome::Failed)
+    }
+}
+
+fn faults(error: &anyhow::Error) -> impl Iterator<Item = &Fault> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<Fault>())
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.error)
+    }
+}
+
+impl std::error::Error for Fault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.chain().nth(1)
+    }
+}
+
+/// Adds a hint or an outcome to any result.
+pub trait WithFault<T> {
+    /// A full sentence with the next command or the thing to look at.
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T>;
+    /// Says what became of the command.
+    fn outcome(self, outcome: Outcome) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> WithFault<T> for Result<T, E> {
+    fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
+        self.map_err(|e| Fault { hint: Some(hint.into()), ..Fault::of(e.into()) }.into())
+    }
+
+    fn outcome(self, outcome: Outcome) -> anyhow::Result<T> {
+        self.map_err(|e| Fault { outcome: Some(outcome), ..Fault::of(e.into()) }.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn hint_and_outcome_survive_context_and_show_nothing_twice() {
+        let io = std::io::Error::other("no space left");
+        let error = Err::<(), _>(io)
+            .context("write the segment")
+            .hint("Free some room.")
+            .context("seal")
+            .unwrap_err();
+        assert_eq!(format!("{error:#}"), "seal: write the segment: no space left");
+        assert_eq!(Fault::hint_of(&error), Some("Free some room."));
+        assert_eq!(Fault::outcome_of(&error), Outcome::Failed);
+        let both = Err::<(), _>(Fault::refused("no", "Ask.")).outcome(Outcome::Unknown).unwrap_err();
+        assert_eq!((Fault::hint_of(&both), Fault::outcome_of(&both)), (Some("Ask."), Outcome::Unknown));
+    }
+}

@@ -1,0 +1,35 @@
+//! walship ships PostgreSQL's write-ahead log: a sidecar beside each PostgreSQL, one log per node.
+//!
+//! ```text
+//!         primary host                                              standby host
+//!  PostgreSQL ─▶ capture ─▶ STORE ─▶ ship ══ link (TLS) ══▶ receive ─▶ STORE ─▶ feed ─▶ PostgreSQL
+//!      └───────▶ backup ═════════════ link ═══════════════▶ restore ───────────────────────┘
+//!                               bytes go forward; only positions come back
+//! ```
+//!
+//! # Layers
+//!
+//! Imports go from a higher number to a lower one; modules with the same number never import each other,
+//! except that inside layer 0 everything may import [`pg`]. `tests/tidy.rs` checks it.
+//!
+//! * 4: what the user types.
+//! * 3: which stages run in which role.
+//! * 2: the stages. They meet in the store on a host and on the link between hosts, nowhere else.
+//! * 1: the store, the link, the configuration.
+//! * 0: [`pg`], the vocabulary of PostgreSQL; [`durable`], the only caller of rename and fsync; [`clock`], the
+//!   only reader of wall time; [`fault`], what a person is told when something went wrong.
+//!
+//! # Invariants
+//!
+//! * The content of a segment is equal on every node, byte for byte, once decompressed.
+//! * A reader of the store never sees an end that is not a safe cut: the end of a record, the end of a message
+//!   from PostgreSQL, or a page boundary.
+//! * `appended ≥ durable ≥ sealed`, and nothing is reported as flushed before it is fsynced here.
+//! * The local PostgreSQL is fed only what is durable here, so it never outlives its own store.
+//! * Nothing half-made can start: `global/pg_control` gets its name as the last act of a restore.
+//! * What is not known is reported as unknown, never as zero.
+
+pub mod clock;
+pub mod durable;
+pub mod fault;
+pub mod pg;

@@ -1,0 +1,3 @@
+//! The `walship` program.
+
+fn main() {}

@@ -1,0 +1,15 @@
+//! The vocabulary of PostgreSQL: positions, names, formats, protocol messages and the few queries used.
+//!
+//! Nothing here knows about walship's own files or peers; everything above may use it.
+
+pub mod lsn;
+pub mod segment;
+pub mod timeline;
+
+pub use lsn::Lsn;
+pub use segment::{SegmentNumber, SegmentSize};
+pub use timeline::{History, TimelineId};
+
+/// Size of a WAL page, `wal_block_size`: PostgreSQL can be built with another one, but nobody ships such builds,
+/// and every connection checks it.
+pub const WAL_PAGE_BYTES: u64 = 8192;
