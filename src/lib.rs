@@ -12,12 +12,14 @@
 //! Imports go from a higher number to a lower one; modules with the same number never import each other,
 //! except that inside layer 0 everything may import [`pg`]. `tests/tidy.rs` checks it.
 //!
-//! * 4: what the user types.
-//! * 3: which stages run in which role.
-//! * 2: the stages. They meet in the store on a host and on the link between hosts, nowhere else.
-//! * 1: the store, the link, the configuration.
-//! * 0: [`pg`], the vocabulary of PostgreSQL; [`durable`], the only caller of rename and fsync; [`clock`], the
-//!   only reader of wall time; [`fault`], what a person is told when something went wrong.
+//! * 4: [`cli`], what the user types; [`demo`], a cluster, a link proxy, a ledger and a story.
+//! * 3: [`daemon`]: which stages run in which role, and the change between them.
+//! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`promote`], [`report`].
+//!   They meet in the store on a host and on the link between hosts, nowhere else.
+//! * 1: [`store`], [`link`], [`config`].
+//! * 0: [`pg`], the vocabulary of PostgreSQL; [`vitals`], the numbers that the stages write and reports read;
+//!   [`tls`], the only builder of TLS configurations; [`durable`], the only caller of rename and fsync; [`clock`],
+//!   the only reader of wall time; [`fault`], what a person is told when something went wrong; [`failpoint`].
 //!
 //! # Invariants
 //!
@@ -29,7 +31,28 @@
 //! * Nothing half-made can start: `global/pg_control` gets its name as the last act of a restore.
 //! * What is not known is reported as unknown, never as zero.
 
+pub mod cli;
+pub mod demo;
+
+pub mod daemon;
+
+pub mod backup;
+pub mod capture;
+pub mod feed;
+pub mod promote;
+pub mod receive;
+pub mod report;
+pub mod restore;
+pub mod ship;
+
+pub mod config;
+pub mod link;
+pub mod store;
+
 pub mod clock;
 pub mod durable;
+pub mod failpoint;
 pub mod fault;
 pub mod pg;
+pub mod tls;
+pub mod vitals;

@@ -1,0 +1,1 @@
+//! PGDATA → link: start, plan, parallel read, page checks, stop.

@@ -1,0 +1,1 @@
+//! Local PostgreSQL → store: the client side of physical replication.

@@ -1,0 +1,1 @@
+//! Which stages run in which role, and the change between them.

@@ -1,0 +1,1 @@
+//! Named failure points, in debug builds only.

@@ -1,0 +1,1 @@
+//! Store → local PostgreSQL: a walsender of our own.

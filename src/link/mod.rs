@@ -1,0 +1,1 @@
+//! The connection between two sidecars: frames, messages, handshake.

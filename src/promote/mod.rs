@@ -1,0 +1,1 @@
+//! Facts about the nodes → a plan, or a refusal with its reason; pure.

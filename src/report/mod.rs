@@ -1,0 +1,1 @@
+//! Status: plain facts; lag from them; one file per rendering.

@@ -1,0 +1,1 @@
+//! Link → PGDATA: parallel write, verify, fsync, standby settings.

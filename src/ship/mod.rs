@@ -1,0 +1,1 @@
+//! Store → link, one per downstream.

@@ -1,0 +1,1 @@
+//! The one log of a node: one writer, many readers.
