@@ -3,8 +3,12 @@
 //! Nothing here knows about walship's own files or peers; everything above may use it.
 
 pub mod lsn;
+pub mod page;
+pub mod record;
 pub mod segment;
 pub mod timeline;
+#[cfg(test)]
+pub(crate) mod wal_fixture;
 
 pub use lsn::Lsn;
 pub use segment::{SegmentNumber, SegmentSize};

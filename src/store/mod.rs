@@ -1,1 +1,303 @@
 //! The one log of a node: one writer, many readers.
+//!
+//! A folder with one file per WAL segment, `<timeline><segment>.zst`, or `….zst.part` while it grows, or
+//! `….partial.zst` where a timeline ended within it; `<timeline>.history` as PostgreSQL writes them;
+//! `walship.state`; a lock. `zstdcat F > NAME` gives the segment as PostgreSQL streamed it.
+//!
+//! What always holds:
+//!
+//! * `appended ≥ durable ≥ sealed`, and each only grows while a timeline lasts.
+//! * A reader never sees an end that is not a safe cut: [`Writer`] publishes only whole batches, and its callers
+//!   end each batch at the end of a message from PostgreSQL or at a page boundary.
+//! * A timeline's segments have no gap between them.
+//!
+//! All functions that touch files block: call them from blocking threads. [`Store::positions`] does not.
+
+mod codec;
+mod cursor;
+mod cut;
+mod error;
+mod folder;
+mod index;
+mod open_segment;
+mod recovery;
+mod retention;
+mod seal;
+mod state;
+mod timeline;
+mod writer;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+
+use crate::durable;
+use crate::pg::{Lsn, SegmentSize, TimelineId};
+
+pub use codec::{COMPRESSION_LEVEL, FRAME_BYTES, FrameDecoder};
+pub use cursor::{Chunk, Cursor, OpenFrame, RawCursor, RawStep, Step, Visibility};
+pub use error::StoreError;
+pub use index::Mark;
+pub use retention::{Hold, Retention};
+pub use state::{Member, NodeRole, State};
+pub use timeline::{Branch, TimelineIdentity};
+pub use writer::Writer;
+
+use index::Index;
+
+/// What a store is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct NewStore {
+    /// The cluster's system identifier.
+    pub system_identifier: u64,
+    /// The cluster's segment size.
+    pub segment_size: SegmentSize,
+}
+
+/// What a store is, for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Made at random with the store: a wiped node is a new node.
+    pub store_uuid: String,
+    /// The cluster whose WAL this is.
+    pub system_identifier: u64,
+    /// Its segment size.
+    pub segment_size: SegmentSize,
+}
+
+/// How far the newest timeline reaches here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Positions {
+    /// The newest timeline; `None` in a store that never held anything.
+    pub timeline: Option<TimelineId>,
+    /// The first position kept of it.
+    pub start: Lsn,
+    /// Written to its file and readable: `ship` may send up to here.
+    pub appended: Lsn,
+    /// Fsynced: `feed` may send up to here, and this is what is reported as flushed.
+    pub durable: Lsn,
+    /// The end of its last sealed segment.
+    pub sealed: Lsn,
+}
+
+/// The open store. Cheap to clone; the last clone releases the lock.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    folder: PathBuf,
+    identity: Identity,
+    index: Mutex<Index>,
+    state: Mutex<State>,
+    positions: watch::Sender<Positions>,
+    writer_taken: AtomicBool,
+    /// Set when an fsync failed: what is on disk is unknown from then on, so nothing more is promised.
+    failed: AtomicBool,
+    _lock: File,
+}
+
+impl Store {
+    /// Makes an empty store in `folder`, which may exist but must hold no store.
+    pub fn create(folder: &Path, new: NewStore) -> Result<Store, StoreError> {
+        durable::create_folder(folder)?;
+        let lock = folder::lock(folder)?;
+        let state_path = folder.join(folder::STATE_FILE);
+        if state_path.exists() {
+            return Err(StoreError::Exists { folder: folder.to_owned() });
+        }
+        let state = State::new(new)?;
+        state::write(&state_path, &state)?;
+        Ok(Store::with(folder, lock, state, Index::default()))
+    }
+
+    /// Opens the store in `folder`, having recovered its open segment: the longest prefix that is whole.
+    pub fn open(folder: &Path) -> Result<Store, StoreError> {
+        if !Store::exists(folder) {
+            return Err(StoreError::Missing { folder: folder.to_owned() });
+        }
+        let lock = folder::lock(folder)?;
+        let state = state::read(&folder.join(folder::STATE_FILE))?;
+        let index = folder::scan(folder, &state)?;
+        Ok(Store::with(folder, lock, state, index))
+    }
+
+    /// True when `folder` holds a store.
+    pub fn exists(folder: &Path) -> bool {
+        folder.join(folder::STATE_FILE).exists()
+    }
+
+    fn with(folder: &Path, lock: File, state: State, index: Index) -> Store {
+        let identity = Identity {
+            store_uuid: state.store_uuid.clone(),
+            system_identifier: state.system_identifier,
+            segment_size: state.segment_size,
+        };
+        let positions = index.positions(state.newest_timeline());
+        Store(Arc::new(Inner {
+            folder: folder.to_owned(),
+            identity,
+            index: Mutex::new(index),
+            state: Mutex::new(state),
+            positions: watch::Sender::new(positions),
+            writer_taken: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
+            _lock: lock,
+        }))
+    }
+
+    /// What this store is.
+    pub fn identity(&self) -> &Identity {
+        &self.0.identity
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> &Path {
+        &self.0.folder
+    }
+
+    /// How far the newest timeline reaches; the receiver is told of every change.
+    pub fn positions(&self) -> watch::Receiver<Positions> {
+        self.0.positions.subscribe()
+    }
+
+    /// The writer; there is one at a time. Recovers the open segment first, so that what a failed writer left
+    /// behind its last whole batch is gone.
+    pub fn writer(&self) -> Result<Writer, StoreError> {
+        if self.0.writer_taken.swap(true, Ordering::AcqRel) {
+            return Err(StoreError::WriterTaken);
+        }
+        Writer::open(self.clone()).inspect_err(|_| self.release_writer())
+    }
+
+    fn release_writer(&self) {
+        self.0.writer_taken.store(false, Ordering::Release);
+    }
+
+    /// fsyncs what is appended; gives the position that is durable now. May run beside the writer: one call covers
+    /// all that arrived while the last one ran.
+    pub fn sync(&self) -> Result<Lsn, StoreError> {
+        self.check_usable()?;
+        let Some((file, path, key, appended)) = self.index().open_file() else {
+            return Ok(self.0.positions.borrow().durable);
+        };
+        if let Err(error) = durable::sync_data(&file, &path) {
+            self.0.failed.store(true, Ordering::Release);
+            return Err(error.into());
+        }
+        self.index().mark_durable(key, appended);
+        self.publish();
+        Ok(self.0.positions.borrow().durable)
+    }
+
+    /// A reader of compressed chunks from `lsn` of `timeline`.
+    pub fn cursor(
+        &self,
+        timeline: TimelineId,
+        lsn: Lsn,
+        visibility: Visibility,
+    ) -> Result<Cursor, StoreError> {
+        Cursor::open(self.clone(), timeline, lsn, visibility)
+    }
+
+    /// A reader of raw WAL from `lsn` of `timeline`.
+    pub fn raw_cursor(
+        &self,
+        timeline: TimelineId,
+        lsn: Lsn,
+        visibility: Visibility,
+    ) -> Result<RawCursor, StoreError> {
+        RawCursor::open(self.clone(), timeline, lsn, visibility)
+    }
+
+    /// The raw text of a timeline's history; `None` for the first timeline and for unknown ones.
+    pub fn history(&self, timeline: TimelineId) -> Result<Option<Bytes>, StoreError> {
+        folder::read_history(&self.0.folder, timeline)
+    }
+
+    /// The timeline that the store is on; `None` while it is empty.
+    pub fn newest_timeline(&self) -> Option<TimelineId> {
+        self.state().newest_timeline()
+    }
+
+    /// Where a past timeline ended, and which one followed it, on the way to the newest.
+    pub fn switch_of(&self, timeline: TimelineId) -> Option<(TimelineId, Lsn)> {
+        self.state().switch_of(timeline)
+    }
+
+    /// The first position kept of a timeline.
+    pub fn start_of(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.index().first(timeline).map(|segment| segment.start)
+    }
+
+    /// The end of what is kept of a timeline.
+    pub fn end_of(&self, timeline: TimelineId) -> Option<Lsn> {
+        self.index().last(timeline).map(|segment| segment.appended.lsn)
+    }
+
+    /// The end of the last whole record that is durable on `timeline`: what a drained standby must have replayed.
+    /// `None` when no record ends in what is kept.
+    pub fn last_record_end(&self, timeline: TimelineId) -> Result<Option<Lsn>, StoreError> {
+        recovery::last_record_end(self, timeline)
+    }
+
+    /// A copy of the state.
+    pub fn state(&self) -> State {
+        self.state_guard().clone()
+    }
+
+    /// Changes the state durably: when this returns, the change is on disk.
+    pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
+        let mut guard = self.state_guard();
+        let mut changed = guard.clone();
+        change(&mut changed);
+        if changed != *guard {
+            state::write(&self.0.folder.join(folder::STATE_FILE), &changed)?;
+            *guard = changed;
+        }
+        Ok(())
+    }
+
+    /// Bytes that the segments take on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.index().disk_bytes()
+    }
+
+    /// Applies retention: removes sealed segments that nobody holds back; says what was done and who was let go.
+    pub fn retain(&self, holds: &[Hold], max_bytes: u64) -> Result<Retention, StoreError> {
+        retention::apply(self, holds, max_bytes)
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state_guard(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn check_usable(&self) -> Result<(), StoreError> {
+        if self.0.failed.load(Ordering::Acquire) { Err(StoreError::Failed) } else { Ok(()) }
+    }
+
+    /// Tells readers how far the newest timeline reaches now.
+    fn publish(&self) {
+        let newest = self.newest_timeline();
+        let positions = self.index().positions(newest);
+        assert!(
+            positions.appended >= positions.durable && positions.durable >= positions.sealed,
+            "{positions:?}"
+        );
+        self.0.positions.send_if_modified(|current| {
+            let changed = *current != positions;
+            *current = positions;
+            changed
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Cutting a timeline where the next one left it, when it reaches further here.
+//!
+//! The surplus is WAL that nobody will ever continue: it is kept as a capsule in `capsules/`, for a person.
+
+use std::fs;
+use std::path::Path;
+
+use super::codec::FrameEncoder;
+use super::folder::{self, CAPSULES_FOLDER, Form};
+use super::index::Key;
+use super::open_segment::OpenSegment;
+use super::{RawStep, Store, StoreError, Visibility};
+use crate::durable::{self, FileError};
+use crate::pg::{Lsn, TimelineId};
+
+/// Cuts `timeline` at `lsn`; gives the segment that holds `lsn`, open and ending there, to be sealed short; `None`
+/// when `lsn` is the start of a segment, as the one before is sealed already.
+///
+/// The capsule is durable before anything is removed, so a crash at any point repeats the cut or finds it done.
+pub(super) fn cut(store: &Store, timeline: TimelineId, lsn: Lsn) -> Result<Option<OpenSegment>, StoreError> {
+    let size = store.identity().segment_size;
+    let start = size.start_of(lsn);
+    let kept = read_raw(store, timeline, start, Some(lsn))?;
+    write_capsule(store, timeline, lsn)?;
+    let surplus: Vec<Key> = store
+        .index()
+        .of_timeline(timeline)
+        .filter(|(_, segment)| segment.start >= start)
+        .map(|(key, _)| *key)
+        .collect();
+    let folder = store.folder();
+    let mut open = None;
+    for key in surplus.into_iter().rev() {
+        let Some(segment) = store.index().remove(key) else { continue };
+        let again = segment.start == start && !kept.is_empty();
+        if again {
+            open = Some(rewrite(folder, store, key, &kept)?);
+        }
+        if !again || segment.path != folder::segment_path(folder, size, key, Form::Open) {
+            durable::remove(&segment.path)?;
+        }
+    }
+    Ok(open)
+}
+
+/// Writes the kept part of a segment to a file of its own and puts it in the place of the open one.
+fn rewrite(folder: &Path, store: &Store, key: Key, kept: &[u8]) -> Result<OpenSegment, StoreError> {
+    let size = store.identity().segment_size;
+    let aside = folder.join("cut");
+    durable::create_folder(&aside)?;
+    let temporary = folder::segment_path(&aside, size, key, Form::Open);
+    durable::remove(&temporary)?;
+    let mut open = OpenSegment::create(&aside, size, key)?;
+    open.append(kept)?;
+    drop(open);
+    let path = folder::segment_path(folder, size, key, Form::Open);
+    let recovered = super::recovery::recover(&temporary, key, size)?;
+    drop(recovered);
+    durable::rename(&temporary, &path)?;
+    fs::remove_dir(&aside).map_err(|e| FileError::new("remove", &aside, e))?;
+    let open = OpenSegment::reopen(key, super::recovery::recover(&path, key, size)?);
+    store.index().insert(key, open.as_segment());
+    Ok(open)
+}
+
+fn write_capsule(store: &Store, timeline: TimelineId, from: Lsn) -> Result<(), StoreError> {
+    let raw = read_raw(store, timeline, from, None)?;
+    let mut bytes = Vec::new();
+    let mut encoder = FrameEncoder::new()?;
+    encoder.write(&raw, &mut bytes)?;
+    encoder.finish(&mut bytes)?;
+    let folder = store.folder().join(CAPSULES_FOLDER);
+    durable::create_folder(&folder)?;
+    let name = format!("{:08X}-{:016X}-{:016X}.wal.zst", timeline.0, from.0, from.0 + raw.len() as u64);
+    Ok(durable::write(&folder.join(name), &bytes)?)
+}
+
+/// Raw WAL from `from` to `to`, or to the end. A surplus is what a lost primary shipped to one node and not to the
+/// winner: far less than the memory.
+fn read_raw(store: &Store, timeline: TimelineId, from: Lsn, to: Option<Lsn>) -> Result<Vec<u8>, StoreError> {
+    let mut raw = Vec::new();
+    let mut cursor = store.raw_cursor(timeline, from, Visibility::Appended)?;
+    while to.is_none_or(|to| from + (raw.len() as u64) < to) {
+        match cursor.next()? {
+            RawStep::Bytes { data, .. } => raw.extend_from_slice(&data),
+            RawStep::AtEnd | RawStep::Switched { .. } => break,
+        }
+    }
+    if let Some(to) = to {
+        raw.truncate(to.bytes_since(from) as usize);
+    }
+    Ok(raw)
+}

@@ -1,0 +1,293 @@
+//! `walship.state`: what a node must not forget, in one small file.
+//!
+//! JSON that a person can read, with a version and, as its last entry, a CRC-32C of every byte before that line:
+//! the form of PostgreSQL's own `backup_manifest`. Written anew as a whole at each change.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::{NewStore, StoreError, TimelineIdentity};
+use crate::clock::WallTime;
+use crate::durable::{self, FileError};
+use crate::pg::{Lsn, SegmentSize, TimelineId};
+
+/// The version that this program writes. Older ones are upgraded by a function each when they exist.
+const VERSION: u32 = 1;
+/// Far more than any state of a sane number of members; keeps a foreign file from filling the memory.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// Which part a node plays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeRole {
+    /// Its PostgreSQL accepts writes.
+    Primary,
+    /// Its PostgreSQL replays.
+    Standby,
+}
+
+/// Another node of the cluster, as this node knows it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Its store; another one under the same name is another node.
+    pub store_uuid: String,
+    /// Where its sidecar listens.
+    pub advertise: String,
+    /// What it is.
+    pub role: NodeRole,
+    /// The serial of the certificate it came with, in hexadecimal: the time of its issue.
+    pub certificate_serial: String,
+    /// Fsynced in its store, when last heard.
+    pub flushed_lsn: Lsn,
+    /// Where its PostgreSQL would begin to replay.
+    pub restartpoint_lsn: Lsn,
+    /// When it was last heard.
+    pub last_heard: Option<WallTime>,
+    /// It was the slowest when the store was full: its WAL is no longer kept, and it must be seeded anew.
+    pub let_go: bool,
+}
+
+/// The state of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// Made at random with the store.
+    pub store_uuid: String,
+    /// The cluster.
+    pub system_identifier: u64,
+    /// Its segment size.
+    pub segment_size: SegmentSize,
+    /// What the node was last; `None` before its first role.
+    pub role: Option<NodeRole>,
+    /// The highest epoch this node voted for.
+    pub promised_epoch: u64,
+    /// The highest epoch this node knows to be committed.
+    pub committed_epoch: u64,
+    /// The server's version as it calls itself, such as `15.18`; empty when never seen.
+    pub server_version: String,
+    /// The timelines of the store, oldest first; the last is the newest.
+    pub timelines: Vec<TimelineIdentity>,
+    /// The other nodes.
+    pub members: Vec<Member>,
+    /// Where to look for the primary, beside the configured upstreams: the addresses of the join bundle.
+    pub join_addresses: Vec<String>,
+    /// The start of the newest base backup that was taken from here: a new standby will ask from there.
+    pub backup_start_lsn: Option<Lsn>,
+}
+
+/// The form on disk. Foreign: every field is checked on the way in.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct StateFile {
+    store_uuid: String,
+    system_identifier: String,
+    segment_bytes: u64,
+    role: Option<NodeRole>,
+    promised_epoch: u64,
+    committed_epoch: u64,
+    #[serde(default)]
+    server_version: String,
+    timelines: Vec<TimelineIdentity>,
+    members: Vec<Member>,
+    #[serde(default)]
+    join_addresses: Vec<String>,
+    #[serde(default)]
+    backup_start_lsn: Option<Lsn>,
+}
+
+impl State {
+    pub(super) fn new(new: NewStore) -> Result<State, StoreError> {
+        Ok(State {
+            store_uuid: random_uuid()?,
+            system_identifier: new.system_identifier,
+            segment_size: new.segment_size,
+            role: None,
+            promised_epoch: 0,
+            committed_epoch: 0,
+            server_version: String::new(),
+            timelines: Vec::new(),
+            members: Vec::new(),
+            join_addresses: Vec::new(),
+            backup_start_lsn: None,
+        })
+    }
+
+    /// The timeline that the store is on.
+    pub fn newest_timeline(&self) -> Option<TimelineId> {
+        self.timelines.last().map(|identity| identity.timeline)
+    }
+
+    /// The identity of a timeline that the store knows.
+    pub fn identity_of(&self, timeline: TimelineId) -> Option<&TimelineIdentity> {
+        self.timelines.iter().find(|identity| identity.timeline == timeline)
+    }
+
+    /// Which timeline followed `timeline`, and where; `None` for the newest.
+    pub fn switch_of(&self, timeline: TimelineId) -> Option<(TimelineId, Lsn)> {
+        self.timelines.iter().find_map(|next| {
+            next.parent.filter(|(parent, _)| *parent == timeline).map(|(_, lsn)| (next.timeline, lsn))
+        })
+    }
+
+    /// The member of that name.
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.name == name)
+    }
+}
+
+/// Writes the state durably.
+pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
+    let corrupt =
+        |error: serde_json::Error| StoreError::Corrupt { path: path.to_owned(), what: error.to_string() };
+    let file = StateFile {
+        store_uuid: state.store_uuid.clone(),
+        system_identifier: state.system_identifier.to_string(),
+        segment_bytes: state.segment_size.bytes(),
+        role: state.role,
+        promised_epoch: state.promised_epoch,
+        committed_epoch: state.committed_epoch,
+        server_version: state.server_version.clone(),
+        timelines: state.timelines.clone(),
+        members: state.members.clone(),
+        join_addresses: state.join_addresses.clone(),
+        backup_start_lsn: state.backup_start_lsn,
+    };
+    let body = serde_json::to_string_pretty(&file).map_err(corrupt)?;
+    Ok(durable::write(path, frame(&body).as_bytes())?)
+}
+
+fn frame(body: &str) -> String {
+    let mut text = format!("{{\n\"version\": {VERSION},\n\"state\": {body},\n");
+    let checksum = crc32c::crc32c(text.as_bytes());
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "\"crc32c\": \"{checksum:08x}\"}}");
+    text
+}
+
+/// Reads the state back, checking version and checksum.
+pub(super) fn read(path: &Path) -> Result<State, StoreError> {
+    let corrupt = |what: String| StoreError::Corrupt { path: path.to_owned(), what };
+    let size = std::fs::metadata(path).map_err(|e| FileError::new("read", path, e))?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(corrupt(format!("it has {size} bytes")));
+    }
+    let text = std::fs::read_to_string(path).map_err(|e| FileError::new("read", path, e))?;
+    parse(&text).map_err(corrupt)
+}
+
+fn parse(text: &str) -> Result<State, String> {
+    #[derive(serde::Deserialize)]
+    struct Outer {
+        version: u32,
+        state: serde_json::Value,
+        crc32c: String,
+    }
+    let outer: Outer = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let last_line = text.trim_end().rfind('\n').map_or(0, |at| at + 1);
+    let checksum = format!("{:08x}", crc32c::crc32c(&text.as_bytes()[..last_line]));
+    if checksum != outer.crc32c {
+        return Err(format!("its checksum is {checksum}, but it says {}", outer.crc32c));
+    }
+    if outer.version != VERSION {
+        return Err(format!("it has version {}, and this walship reads version {VERSION}", outer.version));
+    }
+    let file: StateFile = serde_json::from_value(outer.state).map_err(|e| e.to_string())?;
+    Ok(State {
+        store_uuid: file.store_uuid,
+        system_identifier: file
+            .system_identifier
+            .parse()
+            .map_err(|_| "a bad system identifier".to_owned())?,
+        segment_size: SegmentSize::new(file.segment_bytes).map_err(|e| e.to_string())?,
+        role: file.role,
+        promised_epoch: file.promised_epoch,
+        committed_epoch: file.committed_epoch,
+        server_version: file.server_version,
+        timelines: file.timelines,
+        members: file.members,
+        join_addresses: file.join_addresses,
+        backup_start_lsn: file.backup_start_lsn,
+    })
+}
+
+/// A random (version 4) UUID from the kernel.
+fn random_uuid() -> Result<String, StoreError> {
+    let mut bytes = [0u8; 16];
+    let read = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| FileError::new("read randomness from", Path::new("the kernel"), e.into()))?;
+    assert_eq!(read, bytes.len(), "the kernel gives up to 256 bytes at once");
+    bytes[6] = bytes[6] & 0x0F | 0x40;
+    bytes[8] = bytes[8] & 0x3F | 0x80;
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Branch;
+
+    fn sample() -> State {
+        let mut state = State::new(NewStore {
+            system_identifier: u64::MAX,
+            segment_size: SegmentSize::new(1 << 20).unwrap(),
+        })
+        .unwrap();
+        let branch = Branch { epoch: 2, node: "db2".into() };
+        state.timelines.push(TimelineIdentity {
+            timeline: TimelineId(1),
+            parent: None,
+            branch: branch.clone(),
+        });
+        let parent = Some((TimelineId(1), Lsn(77)));
+        state.timelines.push(TimelineIdentity { timeline: TimelineId(3), parent, branch });
+        state.members.push(Member {
+            name: "db3".into(),
+            store_uuid: "x".into(),
+            advertise: "db3:7432".into(),
+            role: NodeRole::Standby,
+            certificate_serial: "0a".into(),
+            flushed_lsn: Lsn(5),
+            restartpoint_lsn: Lsn(4),
+            last_heard: Some(WallTime { unix_micros: 1 }),
+            let_go: false,
+        });
+        state
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("walship.state");
+        let state = sample();
+        write(&path, &state).unwrap();
+        assert_eq!(read(&path).unwrap(), state);
+        assert_eq!(state.switch_of(TimelineId(1)), Some((TimelineId(3), Lsn(77))));
+        assert_eq!(state.switch_of(TimelineId(3)), None);
+    }
+
+    #[test]
+    fn a_damaged_state_is_refused_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("walship.state");
+        write(&path, &sample()).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let cases = [
+            (text.replace("\"promised_epoch\": 0", "\"promised_epoch\": 1"), "checksum"),
+            (frame("{}").replace("\"version\": 1", "\"version\": 2"), "checksum"),
+            ("".to_owned(), "EOF"),
+            (frame("{}"), "missing field"),
+        ];
+        for (text, why) in cases {
+            std::fs::write(&path, text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains("walship.state"), "{error}");
+        }
+    }
+
+    #[test]
+    fn uuids_differ() {
+        let (one, two) = (random_uuid().unwrap(), random_uuid().unwrap());
+        assert!(one != two && one.len() == 36 && one.as_bytes()[14] == b'4', "{one}");
+    }
+}

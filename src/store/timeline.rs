@@ -1,0 +1,31 @@
+//! What a timeline is: not its number alone.
+
+use crate::pg::{Lsn, TimelineId};
+
+/// Who committed the promotion that a timeline stands on.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Branch {
+    /// The committed epoch of the promotion; zero for a timeline that was there when walship came.
+    pub epoch: u64,
+    /// The node that was promoted.
+    pub node: String,
+}
+
+/// A timeline's identity, beside the system identifier: two promotions can take the same number from the same
+/// parent at the same LSN (pg-facts, D2), so number and history do not tell them apart.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct TimelineIdentity {
+    /// Its number.
+    pub timeline: TimelineId,
+    /// The timeline it left and where; `None` for the first.
+    pub parent: Option<(TimelineId, Lsn)>,
+    /// Who made it.
+    pub branch: Branch,
+}
+
+impl TimelineIdentity {
+    /// Where it begins; zero for the first timeline.
+    pub fn switch_lsn(&self) -> Lsn {
+        self.parent.map_or(Lsn::INVALID, |(_, lsn)| lsn)
+    }
+}
