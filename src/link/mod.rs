@@ -1,1 +1,26 @@
 //! The connection between two sidecars: frames, messages, handshake.
+//!
+//! [`frame`] turns bytes into checked frames and back, [`message`] frames into what they mean, [`conn`] moves them
+//! over any byte stream. Nothing here knows what a message is good for: that is the stages' business.
+
+pub mod conn;
+pub mod error;
+pub mod frame;
+pub mod message;
+
+use std::time::Duration;
+
+pub use conn::{Conn, Reader, Writer};
+pub use error::LinkError;
+pub use message::Message;
+
+/// Version of everything on the wire. Fields of JSON messages may be added under the same number; whatever an old
+/// peer would misunderstand takes a new one.
+pub const PROTOCOL: u32 = 1;
+
+/// Each end of a connection says something at least this often: a [`Message::Heartbeat`], an
+/// [`Message::Ack`] or, while a backup waits, a [`Message::BackupPhase`].
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+
+/// A peer that was silent for so long is dead; also `TCP_USER_TIMEOUT`, for bytes that nobody acknowledges.
+pub const PEER_DEAD_AFTER: Duration = Duration::from_secs(10);

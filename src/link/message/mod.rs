@@ -1,0 +1,270 @@
+//! What sidecars say to each other, and how each message becomes a frame and back.
+//!
+//! Rare control messages have JSON bodies: readable in a packet dump, unknown fields ignored, so that fields can be
+//! added. WAL, files and what is sent every second have fixed binary bodies. Which message may come when:
+//!
+//! * any connection opens with [`Hello`] from the dialling end, answered by a `Hello` or a [`Reject`]; either end
+//!   may end any exchange with a `Reject`; [`Heartbeat`]s may come at any time and are never out of place;
+//! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`]
+//!   down, and [`Ack`] and [`Feedback`] up;
+//! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] down; when all files
+//!   are here, `BackupStop` up, `BackupPhase` repeated, then [`BackupStopped`] down; then one `NextFile` up, which
+//!   brings the control file;
+//! * [`Purpose::Files`], several at once: `NextFile` up; [`FileBegin`], [`FileChunk`]s and [`FileEnd`], or
+//!   `NoMoreFiles`, down;
+//! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted.
+
+mod backup;
+mod control;
+mod digest;
+mod path;
+mod stream;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+pub use backup::{
+    BackupPhase, BackupStart, BackupStarted, BackupStopped, EntryKind, FileBegin, FileChunk, FileEnd, Phase,
+    Tablespace,
+};
+pub use control::Branch;
+pub use control::{
+    Answer, Code, Hello, Member, Positions, PostgresAnswer, Purpose, Reject, Role, TimelineIdentity,
+};
+pub use digest::Digest;
+pub use path::{PathRefused, WirePath};
+pub use stream::{Ack, Heartbeat, OpenFrame, Resume, Timeline, Wal};
+
+use super::LinkError;
+use super::frame::Frame;
+use crate::vitals::{Sample, StandbyFeedback};
+
+mod kind {
+    pub const HELLO: u8 = 0x01;
+    pub const REJECT: u8 = 0x02;
+    pub const MEMBERS: u8 = 0x03;
+    pub const ASK: u8 = 0x04;
+    pub const ANSWER: u8 = 0x05;
+
+    pub const RESUME: u8 = 0x10;
+    pub const TIMELINE: u8 = 0x11;
+    pub const ACK: u8 = 0x12;
+    pub const HEARTBEAT: u8 = 0x13;
+    pub const FEEDBACK: u8 = 0x14;
+    pub const SAMPLES: u8 = 0x15;
+
+    pub const BACKUP_START: u8 = 0x20;
+    pub const BACKUP_PHASE: u8 = 0x21;
+    pub const BACKUP_STARTED: u8 = 0x22;
+    pub const NEXT_FILE: u8 = 0x23;
+    pub const FILE_BEGIN: u8 = 0x24;
+    pub const FILE_END: u8 = 0x25;
+    pub const NO_MORE_FILES: u8 = 0x26;
+    pub const BACKUP_STOP: u8 = 0x27;
+    pub const BACKUP_STOPPED: u8 = 0x28;
+
+    pub const WAL: u8 = 0x80;
+    pub const FILE_CHUNK: u8 = 0x81;
+}
+
+/// Everything that can be said.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Message {
+    /// Who speaks, and what for.
+    Hello(Box<Hello>),
+    /// Why the sender ends this.
+    Reject(Reject),
+    /// All members that the primary knows, down the stream, on every change and every few seconds.
+    Members(Vec<Member>),
+    /// How are you?
+    Ask,
+    /// So.
+    Answer(Box<Answer>),
+
+    /// Where the receiver's store ends.
+    Resume(Resume),
+    /// The timeline that the following WAL belongs to.
+    Timeline(Timeline),
+    /// A piece of compressed WAL.
+    Wal(Wal),
+    /// How far the receiver is.
+    Ack(Ack),
+    /// Sign of life, and where the primary is.
+    Heartbeat(Heartbeat),
+    /// Hot-standby feedback of the receiver's PostgreSQL (and of those behind it) for the primary.
+    Feedback(StandbyFeedback),
+    /// When the primary's WAL reached which position, for a receiver that missed the heartbeats of that time.
+    Samples(Vec<Sample>),
+
+    /// Begin a base backup.
+    BackupStart(BackupStart),
+    /// What the source is doing meanwhile.
+    BackupPhase(BackupPhase),
+    /// The backup has begun; its files can be asked for.
+    BackupStarted(Box<BackupStarted>),
+    /// One more file, please.
+    NextFile,
+    /// A file or folder begins.
+    FileBegin(FileBegin),
+    /// A part of its content.
+    FileChunk(FileChunk),
+    /// All of it was sent.
+    FileEnd(FileEnd),
+    /// Every file was handed to one connection or another.
+    NoMoreFiles,
+    /// All files are here: end the backup.
+    BackupStop,
+    /// The backup has ended.
+    BackupStopped(Box<BackupStopped>),
+}
+
+impl Message {
+    /// The message's name, for errors and logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Message::Hello(_) => "Hello",
+            Message::Reject(_) => "Reject",
+            Message::Members(_) => "Members",
+            Message::Ask => "Ask",
+            Message::Answer(_) => "Answer",
+            Message::Resume(_) => "Resume",
+            Message::Timeline(_) => "Timeline",
+            Message::Wal(_) => "Wal",
+            Message::Ack(_) => "Ack",
+            Message::Heartbeat(_) => "Heartbeat",
+            Message::Feedback(_) => "Feedback",
+            Message::Samples(_) => "Samples",
+            Message::BackupStart(_) => "BackupStart",
+            Message::BackupPhase(_) => "BackupPhase",
+            Message::BackupStarted(_) => "BackupStarted",
+            Message::NextFile => "NextFile",
+            Message::FileBegin(_) => "FileBegin",
+            Message::FileChunk(_) => "FileChunk",
+            Message::FileEnd(_) => "FileEnd",
+            Message::NoMoreFiles => "NoMoreFiles",
+            Message::BackupStop => "BackupStop",
+            Message::BackupStopped(_) => "BackupStopped",
+        }
+    }
+
+    /// The frame that says this. Fails only for a body over the limit, or one that JSON cannot hold.
+    pub fn encode(self) -> Result<Frame, LinkError> {
+        let name = self.name();
+        match self {
+            Message::Hello(hello) => json(kind::HELLO, name, &hello),
+            Message::Reject(reject) => json(kind::REJECT, name, &reject),
+            Message::Members(members) => json(kind::MEMBERS, name, &members),
+            Message::Ask => Ok(empty(kind::ASK)),
+            Message::Answer(answer) => json(kind::ANSWER, name, &answer),
+            Message::Resume(resume) => json(kind::RESUME, name, &resume),
+            Message::Timeline(timeline) => json(kind::TIMELINE, name, &timeline),
+            Message::Wal(wal) => Ok(wal.encode(kind::WAL)),
+            Message::Ack(ack) => Ok(ack.encode(kind::ACK)),
+            Message::Heartbeat(heartbeat) => Ok(heartbeat.encode(kind::HEARTBEAT)),
+            Message::Feedback(feedback) => Ok(stream::encode_feedback(kind::FEEDBACK, feedback)),
+            Message::Samples(samples) => json(kind::SAMPLES, name, &samples),
+            Message::BackupStart(start) => json(kind::BACKUP_START, name, &start),
+            Message::BackupPhase(phase) => json(kind::BACKUP_PHASE, name, &phase),
+            Message::BackupStarted(started) => json(kind::BACKUP_STARTED, name, &started),
+            Message::NextFile => Ok(empty(kind::NEXT_FILE)),
+            Message::FileBegin(begin) => json(kind::FILE_BEGIN, name, &begin),
+            Message::FileChunk(chunk) => Ok(chunk.encode(kind::FILE_CHUNK)),
+            Message::FileEnd(end) => json(kind::FILE_END, name, &end),
+            Message::NoMoreFiles => Ok(empty(kind::NO_MORE_FILES)),
+            Message::BackupStop => Ok(empty(kind::BACKUP_STOP)),
+            Message::BackupStopped(stopped) => json(kind::BACKUP_STOPPED, name, &stopped),
+        }
+    }
+
+    /// What a frame that was read says.
+    pub fn decode(frame: Frame) -> Result<Message, LinkError> {
+        match frame.kind {
+            kind::HELLO => {
+                Hello::check_protocol(&frame.body)?;
+                from_json("Hello", frame).map(|hello| Message::Hello(Box::new(hello)))
+            }
+            kind::REJECT => from_json("Reject", frame).map(Message::Reject),
+            kind::MEMBERS => from_json("Members", frame).map(Message::Members),
+            kind::ASK => Ok(Message::Ask),
+            kind::ANSWER => from_json("Answer", frame).map(|answer| Message::Answer(Box::new(answer))),
+            kind::RESUME => from_json("Resume", frame).map(Message::Resume),
+            kind::TIMELINE => from_json("Timeline", frame).map(Message::Timeline),
+            kind::WAL => Wal::decode(frame).map(Message::Wal),
+            kind::ACK => Ack::decode(frame).map(Message::Ack),
+            kind::HEARTBEAT => Heartbeat::decode(frame).map(Message::Heartbeat),
+            kind::FEEDBACK => stream::decode_feedback(frame).map(Message::Feedback),
+            kind::SAMPLES => from_json("Samples", frame).map(Message::Samples),
+            kind::BACKUP_START => from_json("BackupStart", frame).map(Message::BackupStart),
+            kind::BACKUP_PHASE => from_json("BackupPhase", frame).map(Message::BackupPhase),
+            kind::BACKUP_STARTED => {
+                from_json("BackupStarted", frame).map(|started| Message::BackupStarted(Box::new(started)))
+            }
+            kind::NEXT_FILE => Ok(Message::NextFile),
+            kind::FILE_BEGIN => from_json("FileBegin", frame).map(Message::FileBegin),
+            kind::FILE_CHUNK => FileChunk::decode(frame).map(Message::FileChunk),
+            kind::FILE_END => from_json("FileEnd", frame).map(Message::FileEnd),
+            kind::NO_MORE_FILES => Ok(Message::NoMoreFiles),
+            kind::BACKUP_STOP => Ok(Message::BackupStop),
+            kind::BACKUP_STOPPED => {
+                from_json("BackupStopped", frame).map(|stopped| Message::BackupStopped(Box::new(stopped)))
+            }
+            kind => Err(LinkError::UnknownKind { kind }),
+        }
+    }
+}
+
+fn empty(kind: u8) -> Frame {
+    Frame { kind, ..Frame::default() }
+}
+
+fn json(kind: u8, message: &'static str, content: &impl Serialize) -> Result<Frame, LinkError> {
+    match serde_json::to_vec(content) {
+        Ok(body) => Ok(Frame { kind, body: body.into(), ..Frame::default() }),
+        Err(e) => Err(LinkError::Malformed { message, reason: e.to_string() }),
+    }
+}
+
+fn from_json<T: DeserializeOwned>(message: &'static str, frame: Frame) -> Result<T, LinkError> {
+    serde_json::from_slice(&frame.body).map_err(|e| LinkError::Malformed { message, reason: e.to_string() })
+}
+
+/// Takes the fixed fields off the front of a body.
+fn take_fields<const N: usize>(message: &'static str, body: &mut Bytes) -> Result<[u8; N], LinkError> {
+    let Some(fields) = body.first_chunk::<N>().copied() else {
+        let reason = format!("{} bytes, at least {N} are needed", body.len());
+        return Err(LinkError::Malformed { message, reason });
+    };
+    bytes::Buf::advance(body, N);
+    Ok(fields)
+}
+
+/// A 64-bit number as text in JSON, because most readers of JSON cut numbers at 53 bits.
+mod text_u64 {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(number)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The same for one that may be unknown.
+mod optional_text_u64 {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(number: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+        number.map(|number| number.to_string()).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests;
