@@ -1,1 +1,13 @@
 //! A cluster, a link proxy, a ledger and a story: what `walship demo` and the tests stand on.
+//!
+//! Everything here treats PostgreSQL and walship as a user would: through their programs, their sockets and SQL.
+
+pub mod account;
+pub mod binaries;
+pub mod cluster;
+mod process;
+pub mod wait;
+
+pub use account::Account;
+pub use binaries::Binaries;
+pub use cluster::{Cluster, ClusterOptions, StopMode};
