@@ -1,1 +1,83 @@
-//! Named failure points, in debug builds only.
+//! Named failure points, in debug builds only: where a test makes a process die or dawdle.
+//!
+//! `WALSHIP_FAILPOINTS="store.seal=abort,ship.send=sleep:200ms"` says what happens at which point, and is read once.
+//! A release build does not look at the variable at all.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// The variable that sets the points of a process.
+pub const VARIABLE: &str = "WALSHIP_FAILPOINTS";
+
+/// Whether this build has failure points.
+pub const ENABLED: bool = cfg!(debug_assertions);
+
+/// What happens at a point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Action {
+    /// The process dies at once, without running anything that would tidy up.
+    Abort,
+    /// The thread sleeps, every time.
+    Sleep(Duration),
+}
+
+/// Does what was asked for at the point of this name, usually nothing. The name says module and moment, such as
+/// `store.seal.before_rename`.
+pub fn hit(name: &str) {
+    if !ENABLED {
+        return;
+    }
+    static POINTS: OnceLock<Vec<(String, Action)>> = OnceLock::new();
+    let points = POINTS.get_or_init(|| {
+        let text = std::env::var(VARIABLE).unwrap_or_default();
+        parse(&text).unwrap_or_else(|wrong| {
+            // A test that believes in a failure that never comes is worse than one that fails.
+            tracing::error!("{VARIABLE}: `{wrong}` is not NAME=abort or NAME=sleep:DURATION");
+            std::process::abort()
+        })
+    });
+    let Some((_, action)) = points.iter().find(|(point, _)| point == name) else { return };
+    tracing::info!("failure point {name}: {action:?}");
+    match action {
+        Action::Abort => std::process::abort(),
+        Action::Sleep(duration) => std::thread::sleep(*duration),
+    }
+}
+
+/// Reads the variable's value; the error is the part that is wrong.
+fn parse(text: &str) -> Result<Vec<(String, Action)>, String> {
+    let one = |part: &str| {
+        let (name, action) = part.split_once('=')?;
+        let action = match action.split_once(':') {
+            None if action == "abort" => Action::Abort,
+            Some(("sleep", duration)) => {
+                Action::Sleep(jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(duration).ok()?)
+            }
+            _ => return None,
+        };
+        Some((name.to_owned(), action))
+    };
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    parts.map(|part| one(part).ok_or_else(|| part.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_read_and_nonsense_is_named() {
+        let both = parse("store.seal=abort, ship.send=sleep:200ms,").unwrap();
+        let sleep = Action::Sleep(Duration::from_millis(200));
+        assert_eq!(both, [("store.seal".to_owned(), Action::Abort), ("ship.send".to_owned(), sleep)]);
+        assert_eq!(parse(""), Ok(Vec::new()));
+        for wrong in ["a", "a=", "a=die", "a=sleep", "a=sleep:x", "a=abort:1"] {
+            assert_eq!(parse(&format!("b=abort,{wrong}")), Err(wrong.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_point_that_nobody_set_does_nothing() {
+        hit("failpoint.test");
+    }
+}
