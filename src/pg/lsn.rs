@@ -121,7 +121,7 @@ mod tests {
         #[test]
         fn the_next_multiple_is_greater_and_near(raw in 0u64..1 << 62, bits in 0u32..30) {
             let next = Lsn(raw).next_multiple(1 << bits);
-            prop_assert!(next > Lsn(raw) && next.0 - raw <= 1 << bits && next.0 % (1 << bits) == 0);
+            prop_assert!(next > Lsn(raw) && next.0 - raw <= 1 << bits && next.0.is_multiple_of(1 << bits));
         }
     }
 
