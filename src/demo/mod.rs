@@ -5,9 +5,14 @@
 pub mod account;
 pub mod binaries;
 pub mod cluster;
+pub mod digest;
+pub mod ledger;
 mod process;
+pub mod proxy;
 pub mod wait;
 
 pub use account::Account;
 pub use binaries::Binaries;
 pub use cluster::{Cluster, ClusterOptions, StopMode};
+pub use ledger::{Ledger, Workload, WorkloadOptions};
+pub use proxy::Proxy;
