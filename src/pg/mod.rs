@@ -2,15 +2,19 @@
 //!
 //! Nothing here knows about walship's own files or peers; everything above may use it.
 
+pub mod conninfo;
 pub mod lsn;
 pub mod page;
 pub mod record;
 pub mod message;
+mod passfile;
 pub mod segment;
+pub mod sql;
 pub mod timeline;
 #[cfg(test)]
 pub(crate) mod wal_fixture;
 
+pub use conninfo::Conninfo;
 pub use lsn::Lsn;
 pub use segment::{SegmentNumber, SegmentSize};
 pub use timeline::{History, TimelineId};
