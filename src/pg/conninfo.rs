@@ -271,9 +271,8 @@ fn split(text: &str) -> Result<Vec<(String, String)>, ConninfoError> {
             reason: "quote a password that has spaces, as in password='two words'".to_owned(),
         });
         let Some((key, after)) = rest.split_once('=') else {
-            return Err(hidden.unwrap_or_else(|| ConninfoError::Syntax {
-                reason: "the last part has no `=`".to_owned(),
-            }));
+            return Err(hidden
+                .unwrap_or_else(|| ConninfoError::Syntax { reason: "the last part has no `=`".to_owned() }));
         };
         let key = key.trim();
         if !KEYS.contains(&key) {

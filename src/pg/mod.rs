@@ -8,6 +8,7 @@ pub mod page;
 pub mod record;
 pub mod message;
 mod passfile;
+pub mod replication;
 pub mod segment;
 pub mod sql;
 pub mod timeline;

@@ -25,7 +25,8 @@ pub struct BackupEnd {
 impl Sql {
     /// Begins a base backup; WAL from the returned position is needed. `fast` makes the checkpoint immediate.
     pub async fn begin_backup(&self, label: &str, fast: bool) -> Result<Lsn, SqlError> {
-        const TASK: Task = Task::needing("begin a base backup", Grant::BackupStart).within(CHECKPOINT_TIME_MAX);
+        const TASK: Task =
+            Task::needing("begin a base backup", Grant::BackupStart).within(CHECKPOINT_TIME_MAX);
         let sql = match self.version().major() {
             ..15 => "SELECT pg_start_backup($1::text, $2::boolean, false)",
             15.. => "SELECT pg_backup_start($1::text, $2::boolean)",

@@ -114,7 +114,12 @@ mod tests {
         let mends = |grant: Grant, role, version| grant.sql_that_mends(role, ServerVersion(version));
         let expected = "GRANT EXECUTE ON FUNCTION pg_catalog.pg_backup_start(text, boolean) TO walship;";
         assert_eq!(mends(Grant::BackupStart, "walship", 150_018), expected);
-        assert!(mends(Grant::BackupStart, "walship", 140_023).contains("pg_start_backup(text, boolean, boolean)"));
-        assert_eq!(mends(Grant::Replication, "Wal\"Ship", 150_018), "ALTER ROLE \"Wal\"\"Ship\" REPLICATION;");
+        assert!(
+            mends(Grant::BackupStart, "walship", 140_023).contains("pg_start_backup(text, boolean, boolean)")
+        );
+        assert_eq!(
+            mends(Grant::Replication, "Wal\"Ship", 150_018),
+            "ALTER ROLE \"Wal\"\"Ship\" REPLICATION;"
+        );
     }
 }

@@ -141,12 +141,7 @@ impl Sql {
     }
 
     /// Runs a query that yields exactly one row.
-    async fn row(
-        &self,
-        task: Task,
-        sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
-    ) -> Result<Row, SqlError> {
+    async fn row(&self, task: Task, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Row, SqlError> {
         let mut rows = self.rows(task, sql, parameters).await?;
         match (rows.pop(), rows.is_empty()) {
             (Some(row), true) => Ok(row),
@@ -182,8 +177,10 @@ impl Sql {
 
     /// One column of a row.
     fn value<'a, T: FromSql<'a>>(task: Task, row: &'a Row, column: usize) -> Result<T, SqlError> {
-        row.try_get(column)
-            .map_err(|error| SqlError::Other { task: task.name, reason: format!("unexpected answer: {error}") })
+        row.try_get(column).map_err(|error| SqlError::Other {
+            task: task.name,
+            reason: format!("unexpected answer: {error}"),
+        })
     }
 
     /// One column that holds a position; NULL where PostgreSQL has none.

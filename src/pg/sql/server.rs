@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use super::{Grant, Sql, SqlError, Task};
-use crate::clock::WallTime;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 
 /// What does not change while a server runs, but for `in_recovery`.
@@ -39,8 +38,8 @@ pub enum WalPositions {
         received: Option<Lsn>,
         /// Replayed.
         replayed: Option<Lsn>,
-        /// When the last replayed transaction committed, by the primary's clock.
-        replayed_commit: Option<WallTime>,
+        /// When the last replayed transaction committed, by the primary's clock: microseconds since 1970 UTC.
+        replayed_commit_unix_micros: Option<i64>,
     },
 }
 
@@ -90,7 +89,8 @@ impl Sql {
         let other = |reason: String| SqlError::Other { task: TASK.name, reason };
         let (system_identifier, segment_bytes): (i64, i64) =
             (Sql::value(TASK, &row, 0)?, Sql::value(TASK, &row, 1)?);
-        let segment_size = SegmentSize::new(segment_bytes.unsigned_abs()).map_err(|e| other(e.to_string()))?;
+        let segment_size =
+            SegmentSize::new(segment_bytes.unsigned_abs()).map_err(|e| other(e.to_string()))?;
         Ok(ServerFacts {
             system_identifier: system_identifier.cast_unsigned(),
             segment_size,
@@ -114,12 +114,11 @@ impl Sql {
         let other = |reason: &str| SqlError::Other { task: TASK.name, reason: reason.to_owned() };
         if Sql::value(TASK, &row, 0)? {
             let timeline: i32 = Sql::value(TASK, &row, 4)?;
-            let commit: Option<i64> = Sql::value(TASK, &row, 7)?;
             return Ok(WalPositions::Standby {
                 restartpoint_timeline: TimelineId(timeline.cast_unsigned()),
                 received: Sql::position(TASK, &row, 5)?,
                 replayed: Sql::position(TASK, &row, 6)?,
-                replayed_commit: commit.map(|unix_micros| WallTime { unix_micros }),
+                replayed_commit_unix_micros: Sql::value(TASK, &row, 7)?,
             });
         }
         let file: Option<String> = Sql::value(TASK, &row, 1)?;
