@@ -4,10 +4,10 @@
 
 pub mod conninfo;
 pub mod lsn;
-pub mod page;
-pub mod record;
 pub mod message;
+pub mod page;
 mod passfile;
+pub mod record;
 pub mod replication;
 pub mod segment;
 pub mod sql;

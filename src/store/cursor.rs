@@ -142,6 +142,7 @@ impl Cursor {
     }
 
     /// The next chunk, or why there is none.
+    #[allow(clippy::should_implement_trait, reason = "an iterator ends; a log does not")]
     pub fn next(&mut self) -> Result<Step, StoreError> {
         loop {
             let wanted = self.walker.lsn;
@@ -210,6 +211,7 @@ impl RawCursor {
     }
 
     /// The next bytes, or why there are none.
+    #[allow(clippy::should_implement_trait, reason = "an iterator ends; a log does not")]
     pub fn next(&mut self) -> Result<RawStep, StoreError> {
         loop {
             let wanted = self.walker.lsn;

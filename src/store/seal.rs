@@ -99,7 +99,7 @@ mod tests {
             timeline: TimelineIdentity {
                 timeline: TimelineId(2),
                 parent: Some((TimelineId(1), Lsn(9))),
-                branch: Branch { epoch: 1, node: "db1".into() },
+                branch: Some(Branch { epoch: 1, node: "db1".into() }),
             },
             start: Lsn(1 << 20),
             end: Lsn(2 << 20),

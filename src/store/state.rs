@@ -37,8 +37,8 @@ pub struct Member {
     pub advertise: String,
     /// What it is.
     pub role: NodeRole,
-    /// The serial of the certificate it came with, in hexadecimal: the time of its issue.
-    pub certificate_serial: String,
+    /// The serial of the certificate it came with: the time of its issue.
+    pub certificate_serial: u64,
     /// Fsynced in its store, when last heard.
     pub flushed_lsn: Lsn,
     /// Where its PostgreSQL would begin to replay.
@@ -233,7 +233,7 @@ mod tests {
             segment_size: SegmentSize::new(1 << 20).unwrap(),
         })
         .unwrap();
-        let branch = Branch { epoch: 2, node: "db2".into() };
+        let branch = Some(Branch { epoch: 2, node: "db2".into() });
         state.timelines.push(TimelineIdentity {
             timeline: TimelineId(1),
             parent: None,
@@ -246,7 +246,7 @@ mod tests {
             store_uuid: "x".into(),
             advertise: "db3:7432".into(),
             role: NodeRole::Standby,
-            certificate_serial: "0a".into(),
+            certificate_serial: 10,
             flushed_lsn: Lsn(5),
             restartpoint_lsn: Lsn(4),
             last_heard: Some(WallTime { unix_micros: 1 }),

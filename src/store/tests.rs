@@ -7,7 +7,7 @@ use crate::pg::wal_fixture::{Random, RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER
 const TIMELINE: TimelineId = TimelineId(1);
 
 fn first_timeline() -> TimelineIdentity {
-    TimelineIdentity { timeline: TIMELINE, parent: None, branch: Branch { epoch: 0, node: "db1".into() } }
+    TimelineIdentity { timeline: TIMELINE, parent: None, branch: None }
 }
 
 fn new_store(folder: &Path, start: Lsn) -> (Store, Writer) {
@@ -226,7 +226,7 @@ fn a_timeline_switch_is_followed_and_the_surplus_set_aside() {
     let next = TimelineIdentity {
         timeline: TimelineId(2),
         parent: Some((TIMELINE, switch)),
-        branch: Branch { epoch: 1, node: "db2".into() },
+        branch: Some(Branch { epoch: 1, node: "db2".into() }),
     };
     let start = size.start_of(switch);
     writer.begin_timeline(next, Some(b"1\t0/1\tx\n"), start).unwrap();

@@ -2,10 +2,10 @@
 
 use crate::pg::{Lsn, TimelineId};
 
-/// Who committed the promotion that a timeline stands on.
+/// The committed promotion that a timeline stands on.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Branch {
-    /// The committed epoch of the promotion; zero for a timeline that was there when walship came.
+    /// The epoch that it committed.
     pub epoch: u64,
     /// The node that was promoted.
     pub node: String,
@@ -19,8 +19,8 @@ pub struct TimelineIdentity {
     pub timeline: TimelineId,
     /// The timeline it left and where; `None` for the first.
     pub parent: Option<(TimelineId, Lsn)>,
-    /// Who made it.
-    pub branch: Branch,
+    /// The promotion that made it; `None` for one that was there when walship came.
+    pub branch: Option<Branch>,
 }
 
 impl TimelineIdentity {
