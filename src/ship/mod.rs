@@ -1,1 +1,154 @@
 //! Store → link, one per downstream.
+//!
+//! A downstream is a position: it is sent the compressed bytes as they stand in the segment files, whether it is in
+//! step or a week behind, and a stalled one costs nothing but its position. Both directions run at once: WAL,
+//! heartbeats and members go out, acknowledgements and feedback come in. File reads run on blocking threads.
+
+mod acks;
+mod wal;
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::WallTime;
+use crate::link::message::{Code, Member, Reject, Resume};
+use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER};
+use crate::store::{Cursor, OpenFrame, Store, StoreError, Visibility};
+use crate::vitals::{Contact, DownstreamVitals, Vitals};
+
+/// What a stage of this kind is given.
+pub struct Shipping {
+    /// Where the WAL comes from.
+    pub store: Store,
+    /// Where the numbers go.
+    pub vitals: Arc<Vitals>,
+    /// All members, passed on at every change.
+    pub members: watch::Receiver<Vec<Member>>,
+}
+
+/// Who is shipped to.
+#[derive(Clone, Debug)]
+pub struct Downstream {
+    /// Its node name; the key of its vitals. `None` for one whose position does not count.
+    pub name: Option<String>,
+    /// Where it connected from.
+    pub address: String,
+}
+
+/// Ships to one downstream, whose Hello is done, until it goes, breaks the protocol, or `token` is cancelled.
+///
+/// Errors are the link's (`LinkError::is_gone` when it merely went away) or the store's. A downstream that asks for
+/// what is not here is told so before this returns.
+pub async fn run<S>(
+    mut conn: Conn<S>,
+    shipping: Shipping,
+    downstream: Downstream,
+    token: CancellationToken,
+) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let resume = match conn.read_within(PEER_DEAD_AFTER).await? {
+        Message::Resume(resume) => resume,
+        other => return Err(LinkError::unexpected("Resume", other).into()),
+    };
+    let cursor = match open(&shipping.store, &resume).await? {
+        Ok(cursor) => cursor,
+        Err(reject) => {
+            let told = conn.write(Message::Reject(reject.clone())).await;
+            told.with_context(|| format!("refuse it: {}", reject.message))?;
+            anyhow::bail!("it was refused: {}", reject.message);
+        }
+    };
+    let entry = Entry::begin(&shipping.vitals, &downstream);
+    let (reader, writer) = conn.split();
+    let sending = wal::send(writer, cursor, resume.timeline, &shipping, &entry);
+    let receiving = acks::read(reader, &entry);
+    // Dropping either half ends the connection, so nothing is lost that the peer could still have used.
+    tokio::select! {
+        result = sending => result,
+        result = receiving => result,
+        () = token.cancelled() => Ok(()),
+    }
+}
+
+/// A cursor where the downstream wants to go on; or why it can't.
+async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, Reject>> {
+    let reject = |code, message: String, hint: &str| Ok(Err(Reject { code, message, hint: hint.to_owned() }));
+    if let Some((_, switch_lsn)) = store.switch_of(resume.timeline).filter(|(_, lsn)| resume.lsn > *lsn) {
+        let message = format!(
+            "your WAL of timeline {} reaches {}, past its end at {switch_lsn}",
+            resume.timeline, resume.lsn
+        );
+        return reject(
+            Code::Diverged,
+            message,
+            "It holds WAL that the new primary never had: take a new base backup.",
+        );
+    }
+    let frame = resume.frame.as_ref().map(|frame| OpenFrame {
+        start: frame.start_lsn,
+        bytes: frame.bytes,
+        sha256: frame.sha256.0,
+    });
+    let (store, timeline, lsn) = (store.clone(), resume.timeline, resume.lsn);
+    let opened = tokio::task::spawn_blocking(move || {
+        let cursor = store.cursor(timeline, lsn, Visibility::Appended)?;
+        match frame {
+            Some(frame) => cursor.resume(&frame),
+            None => Ok(cursor),
+        }
+    });
+    match opened.await.context("open the store for reading")? {
+        Ok(cursor) => Ok(Ok(cursor)),
+        Err(error @ StoreError::Removed { .. }) => {
+            reject(Code::Removed, error.to_string(), "The log it needs is gone: take a new base backup.")
+        }
+        Err(error @ StoreError::UnknownTimeline { .. }) => reject(
+            Code::Diverged,
+            error.to_string(),
+            "It is on a branch of history that this node does not have.",
+        ),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A downstream's vitals, for as long as it is connected.
+struct Entry {
+    vitals: Arc<Vitals>,
+    name: Option<String>,
+}
+
+impl Entry {
+    fn begin(vitals: &Arc<Vitals>, downstream: &Downstream) -> Entry {
+        let entry = Entry { vitals: Arc::clone(vitals), name: downstream.name.clone() };
+        let address = downstream.address.clone();
+        entry.update(|vitals| {
+            vitals.contact = Contact::Up { since: WallTime::now() };
+            vitals.address = address;
+        });
+        entry
+    }
+
+    fn update(&self, change: impl FnOnce(&mut DownstreamVitals)) {
+        if let Some(name) = &self.name {
+            self.vitals.downstreams.update(|all| change(all.entry(name.clone()).or_default()));
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.update(|vitals| {
+            vitals.contact = Contact::Trying { since: WallTime::now(), error: None };
+            vitals.feedback = None;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

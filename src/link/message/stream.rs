@@ -55,17 +55,11 @@ pub struct Wal {
     pub end_lsn: Lsn,
     /// A zstd frame begins with this data; otherwise it continues the one before.
     pub opens_frame: bool,
-    /// The zstd frame is complete with this data.
-    pub closes_frame: bool,
-    /// The zstd frame was made for this receiver alone, and is not what the sender's store holds.
-    pub private: bool,
     /// zstd.
     pub data: Bytes,
 }
 
 const OPENS_FRAME: u8 = 1;
-const CLOSES_FRAME: u8 = 2;
-const PRIVATE: u8 = 4;
 
 impl Wal {
     /// Decompressed size.
@@ -74,15 +68,12 @@ impl Wal {
     }
 
     pub(super) fn encode(self, kind: u8) -> Frame {
-        let flag = |set: bool, bit: u8| if set { bit } else { 0 };
         let mut fields = BytesMut::with_capacity(12);
         fields.put_u32(self.timeline.0);
         fields.put_u64(self.end_lsn.0);
         Frame {
             kind,
-            flags: flag(self.opens_frame, OPENS_FRAME)
-                | flag(self.closes_frame, CLOSES_FRAME)
-                | flag(self.private, PRIVATE),
+            flags: if self.opens_frame { OPENS_FRAME } else { 0 },
             lsn: self.start_lsn,
             fields: fields.freeze(),
             body: self.data,
@@ -94,23 +85,14 @@ impl Wal {
         let fields: [u8; 12] = take_fields("Wal", &mut data)?;
         let mut fields = &fields[..];
         let (timeline, end_lsn) = (TimelineId(fields.get_u32()), Lsn(fields.get_u64()));
-        let is_set = |bit: u8| flags & bit != 0;
         let malformed = |reason: String| LinkError::Malformed { message: "Wal", reason };
-        if flags & !(OPENS_FRAME | CLOSES_FRAME | PRIVATE) != 0 {
+        if flags & !OPENS_FRAME != 0 {
             return Err(malformed(format!("flags {flags:#04x} are unknown")));
         }
         if end_lsn < start_lsn {
             return Err(malformed(format!("it ends at {end_lsn}, before its start {start_lsn}")));
         }
-        Ok(Wal {
-            timeline,
-            start_lsn,
-            end_lsn,
-            opens_frame: is_set(OPENS_FRAME),
-            closes_frame: is_set(CLOSES_FRAME),
-            private: is_set(PRIVATE),
-            data,
-        })
+        Ok(Wal { timeline, start_lsn, end_lsn, opens_frame: flags & OPENS_FRAME != 0, data })
     }
 }
 

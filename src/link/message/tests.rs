@@ -143,15 +143,7 @@ fn one_of_each() -> Vec<Message> {
 }
 
 fn wal(data: Bytes) -> Wal {
-    Wal {
-        timeline: TimelineId(2),
-        start_lsn: Lsn(100),
-        end_lsn: Lsn(8192),
-        opens_frame: true,
-        closes_frame: false,
-        private: true,
-        data,
-    }
+    Wal { timeline: TimelineId(2), start_lsn: Lsn(100), end_lsn: Lsn(8192), opens_frame: true, data }
 }
 
 fn over_the_wire(message: Message) -> Message {

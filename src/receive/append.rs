@@ -1,0 +1,120 @@
+//! The thread that appends: chunks, and the switches between timelines.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+
+use crate::link::message::{self, Timeline, Wal};
+use crate::pg::Lsn;
+use crate::store::{Branch, Chunk, TimelineIdentity, Writer};
+use crate::vitals::Vitals;
+
+/// What is handed to the appending thread, in the order in which it came.
+#[derive(Debug)]
+pub enum Work {
+    /// A piece of WAL.
+    Chunk(Chunk),
+    /// The timeline of the chunks that follow.
+    Timeline(Timeline),
+}
+
+/// This node's log went past the point where the new primary's timeline begins.
+#[derive(Debug, thiserror::Error)]
+#[error("this node has WAL up to {end} of timeline {timeline}, but the new primary left it at {switch_lsn}")]
+pub struct Diverged {
+    /// The timeline that was left.
+    pub timeline: crate::pg::TimelineId,
+    /// Where this node's WAL of it ends.
+    pub end: Lsn,
+    /// Where the new timeline begins.
+    pub switch_lsn: Lsn,
+}
+
+impl Work {
+    pub(super) fn from_wal(wal: Wal) -> Work {
+        Work::Chunk(Chunk {
+            timeline: wal.timeline,
+            start: wal.start_lsn,
+            end: wal.end_lsn,
+            opens_frame: wal.opens_frame,
+            bytes: wal.data,
+        })
+    }
+}
+
+/// Appends until the queue closes. `start` is where an empty store begins.
+pub(super) fn run(
+    mut writer: Writer,
+    start: Lsn,
+    mut queue: mpsc::Receiver<Work>,
+    vitals: &Arc<Vitals>,
+) -> anyhow::Result<()> {
+    while let Some(work) = queue.blocking_recv() {
+        match work {
+            Work::Chunk(chunk) => {
+                let (raw_bytes, wire_bytes) = (chunk.end.bytes_since(chunk.start), chunk.bytes.len() as u64);
+                writer
+                    .append_chunk(&chunk)
+                    .with_context(|| format!("append WAL from {} to the store", chunk.start))?;
+                vitals.receive.update(|vitals| {
+                    vitals.raw_bytes += raw_bytes;
+                    vitals.wire_bytes += wire_bytes;
+                });
+            }
+            Work::Timeline(timeline) => enter(&mut writer, start, timeline, vitals)?,
+        }
+    }
+    Ok(())
+}
+
+/// Goes on with the timeline that the store is on, or ends that one and begins the next.
+fn enter(writer: &mut Writer, start: Lsn, timeline: Timeline, vitals: &Vitals) -> anyhow::Result<()> {
+    let identity = identity_of(&timeline.identity);
+    let number = identity.timeline;
+    let history = (!timeline.history.is_empty()).then_some(timeline.history.as_bytes());
+    let size = writer.store().identity().segment_size;
+    let Some((current, end)) = writer.end() else {
+        writer.begin_timeline(identity, history, size.start_of(start))?;
+        return Ok(());
+    };
+    if current == number {
+        let known = writer.store().state().identity_of(number).cloned();
+        anyhow::ensure!(
+            known.as_ref() == Some(&identity),
+            "the upstream's timeline {number} is another one than this node's: {identity:?}, not {known:?}"
+        );
+        return Ok(());
+    }
+    let switch_lsn = identity.switch_lsn();
+    let continues = identity.parent.is_some_and(|(parent, _)| parent == current) && end >= switch_lsn;
+    anyhow::ensure!(
+        continues,
+        "timeline {number} does not continue this node's timeline {current}, which ends at {end}"
+    );
+    if end > switch_lsn && !postgres_is_below(vitals, switch_lsn) {
+        return Err(Diverged { timeline: current, end, switch_lsn }.into());
+    }
+    writer.end_timeline(switch_lsn).context("end the old timeline")?;
+    writer.begin_timeline(identity, history, size.start_of(switch_lsn)).context("begin the new timeline")?;
+    tracing::info!(timeline = %number, %switch_lsn, "following the new timeline");
+    Ok(())
+}
+
+/// Whether the local PostgreSQL is known to have received nothing past `lsn`: only then may the surplus be cut, as it
+/// replays all it has received before it looks at a new timeline (pg-facts U3).
+fn postgres_is_below(vitals: &Vitals, lsn: Lsn) -> bool {
+    let feed = vitals.feed.get();
+    feed.last_heard.is_some() && feed.sent_lsn <= lsn && feed.written_lsn <= lsn && feed.flushed_lsn <= lsn
+}
+
+fn identity_of(identity: &message::TimelineIdentity) -> TimelineIdentity {
+    TimelineIdentity {
+        timeline: identity.timeline,
+        parent: identity.parent.map(|parent| (parent, identity.switch_lsn)),
+        branch: identity
+            .branch
+            .as_ref()
+            .map(|branch| Branch { epoch: branch.epoch, node: branch.node.clone() }),
+    }
+}

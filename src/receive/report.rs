@@ -1,0 +1,61 @@
+//! What goes back up: how far this node is, and what its PostgreSQL needs kept.
+
+use anyhow::Context;
+use tokio::io::AsyncWrite;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Receiving;
+use crate::link::message::Ack;
+use crate::link::{HEARTBEAT_EVERY, Message, Writer};
+use crate::store::Store;
+
+/// fsyncs whenever something was appended; one call covers all that arrived while the last one ran.
+pub(super) async fn keep_durable(store: Store) -> anyhow::Result<()> {
+    let mut positions = store.positions();
+    loop {
+        // Cancellation-safe: a dropped fsync runs to its end on its thread and is repeated harmlessly.
+        positions.wait_for(|p| p.appended > p.durable).await.context("the store was closed")?;
+        let store = store.clone();
+        tokio::task::spawn_blocking(move || store.sync()).await.context("fsync the store")??;
+    }
+}
+
+/// Sends an acknowledgement whenever a position moves and at least once a second, and feedback when it changes.
+pub(super) async fn send<S: AsyncWrite>(mut up: Writer<S>, receiving: &Receiving) -> anyhow::Result<()> {
+    let mut positions = receiving.store.positions();
+    let mut feed = receiving.vitals.feed.watch();
+    let mut restartpoint = receiving.restartpoint.clone();
+    let mut tick = interval(HEARTBEAT_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut sent_ack, mut sent_feedback) = (None, None);
+    loop {
+        // All branches are cancellation-safe: they only wait for a change, and keep no state of their own.
+        let due = tokio::select! {
+            _ = tick.tick() => true,
+            changed = positions.changed() => { changed.context("the store was closed")?; false }
+            changed = feed.changed() => { changed.context("the feed's vitals are gone")?; false }
+            changed = restartpoint.changed() => { changed.context("the restartpoint is no longer watched")?; false }
+        };
+        let at = *positions.borrow_and_update();
+        let fed = feed.borrow_and_update().clone();
+        let Some(timeline) = at.timeline else {
+            up.write(Message::Heartbeat(crate::link::message::Heartbeat::BARE)).await?;
+            continue;
+        };
+        let ack = Ack {
+            timeline,
+            written_lsn: at.appended,
+            flushed_lsn: at.durable,
+            replayed_lsn: fed.replayed_lsn,
+            restartpoint_lsn: *restartpoint.borrow_and_update(),
+        };
+        if due || sent_ack != Some(ack) {
+            up.write(Message::Ack(ack)).await?;
+            sent_ack = Some(ack);
+        }
+        if fed.feedback != sent_feedback {
+            up.write(Message::Feedback(fed.feedback.unwrap_or_default())).await?;
+            sent_feedback = fed.feedback;
+        }
+    }
+}

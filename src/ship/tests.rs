@@ -1,0 +1,155 @@
+//! Shipping and receiving together, over a pipe that breaks.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::{Downstream, Shipping};
+use crate::link::message::Member;
+use crate::link::{Conn, LinkError};
+use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
+use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::receive::{self, Receiving};
+use crate::store::{Branch, NewStore, RawStep, Store, TimelineIdentity, Visibility, Writer};
+use crate::vitals::Vitals;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn new_store(folder: &Path) -> Store {
+    let segment_size = SegmentSize::new(SEGMENT_BYTES).unwrap();
+    Store::create(folder, NewStore { system_identifier: SYSTEM_IDENTIFIER, segment_size }).unwrap()
+}
+
+fn begin(writer: &mut Writer, start: Lsn) {
+    let identity = TimelineIdentity { timeline: TimelineId(1), parent: None, branch: None };
+    writer.begin_timeline(identity, None, start).unwrap();
+}
+
+/// A link between two stores, up to the moment it is dropped.
+struct Connected {
+    token: CancellationToken,
+    ship: tokio::task::JoinHandle<anyhow::Result<()>>,
+    receive: tokio::task::JoinHandle<anyhow::Result<()>>,
+    _members: watch::Sender<Vec<Member>>,
+    _restartpoint: watch::Sender<Lsn>,
+}
+
+impl Connected {
+    fn new(source: &Store, target: &Store, start: Lsn, pipe_bytes: usize) -> Connected {
+        let token = CancellationToken::new();
+        let (one, two) = tokio::io::duplex(pipe_bytes);
+        let (members, restartpoint) = (watch::Sender::new(Vec::new()), watch::Sender::new(Lsn::INVALID));
+        let shipping = Shipping {
+            store: source.clone(),
+            vitals: Arc::new(Vitals::default()),
+            members: members.subscribe(),
+        };
+        let receiving = Receiving {
+            store: target.clone(),
+            start: Some((TimelineId(1), start)),
+            vitals: Arc::new(Vitals::default()),
+            restartpoint: restartpoint.subscribe(),
+            members: watch::Sender::new(Vec::new()),
+        };
+        let downstream = Downstream { name: Some("db2".into()), address: "pipe".into() };
+        Connected {
+            ship: tokio::spawn(super::run(Conn::new(one), shipping, downstream, token.clone())),
+            receive: tokio::spawn(receive::run(Conn::new(two), receiving, token.clone())),
+            _members: members,
+            _restartpoint: restartpoint,
+            token,
+        }
+    }
+
+    /// Ends both stages; whichever notices the other one's going first may say so.
+    async fn cut(self) {
+        self.token.cancel();
+        for ended in [self.ship.await.unwrap(), self.receive.await.unwrap()] {
+            let gone = |error: &anyhow::Error| error.downcast_ref().is_some_and(LinkError::is_gone);
+            assert!(ended.as_ref().err().is_none_or(gone), "{ended:?}");
+        }
+    }
+}
+
+async fn reaches(store: &Store, timeline: TimelineId, lsn: Lsn) {
+    let mut positions = store.positions();
+    let reached = positions.wait_for(|p| p.timeline == Some(timeline) && p.durable >= lsn);
+    let in_time = tokio::time::timeout(PATIENCE, reached).await.is_ok();
+    assert!(in_time, "the target is at {:?}, not at {lsn}", *store.positions().borrow());
+}
+
+fn content(store: &Store, timeline: TimelineId, from: Lsn) -> Vec<u8> {
+    let mut cursor = store.raw_cursor(timeline, from, Visibility::Durable).unwrap();
+    let mut raw = Vec::new();
+    while let RawStep::Bytes { data, .. } = cursor.next().unwrap() {
+        raw.extend_from_slice(&data);
+    }
+    raw
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_follows_through_cuts_and_ends_with_the_same_content() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let wal = RandomWal::new(11, 1_500);
+    let (source, target) = (new_store(one.path()), new_store(two.path()));
+    let mut writer = source.writer().unwrap();
+    begin(&mut writer, wal.start);
+    let mut at = wal.start;
+    for (index, ends) in wal.record_ends.chunks(150).enumerate() {
+        let connected = Connected::new(&source, &target, wal.start, 1_000 + index * 5_000);
+        for &end in ends {
+            writer.append(at, &wal.bytes[(at - wal.start) as usize..(end - wal.start) as usize]).unwrap();
+            at = end;
+        }
+        // Every other link is cut in mid-flight.
+        if index % 2 == 0 {
+            reaches(&target, TimelineId(1), at).await;
+        }
+        connected.cut().await;
+    }
+    let connected = Connected::new(&source, &target, wal.start, 1 << 16);
+    reaches(&target, TimelineId(1), at).await;
+    connected.cut().await;
+    assert!(content(&target, TimelineId(1), wal.start) == wal.bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_follows_to_the_next_timeline_and_a_diverged_one_is_told() {
+    let (one, two, three) =
+        (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let wal = RandomWal::new(12, 600);
+    let (source, target, ahead) = (new_store(one.path()), new_store(two.path()), new_store(three.path()));
+    let switch = wal.record_ends[300];
+    let mut writer = source.writer().unwrap();
+    begin(&mut writer, wal.start);
+    writer.append(wal.start, &wal.bytes[..(switch - wal.start) as usize]).unwrap();
+    let mut surplus = ahead.writer().unwrap();
+    begin(&mut surplus, wal.start);
+    surplus.append(wal.start, &wal.bytes).unwrap();
+    drop(surplus);
+
+    let connected = Connected::new(&source, &target, wal.start, 1 << 16);
+    reaches(&target, TimelineId(1), switch).await;
+    let size = source.identity().segment_size;
+    let start = size.start_of(switch);
+    writer.end_timeline(switch).unwrap();
+    let identity = TimelineIdentity {
+        timeline: TimelineId(2),
+        parent: Some((TimelineId(1), switch)),
+        branch: Some(Branch { epoch: 1, node: "db1".into() }),
+    };
+    writer.begin_timeline(identity, Some(b"1\t0/300000\tx\n"), start).unwrap();
+    writer.append(start, &wal.bytes[(start - wal.start) as usize..]).unwrap();
+    reaches(&target, TimelineId(2), wal.end()).await;
+    connected.cut().await;
+    assert!(content(&target, TimelineId(2), start) == wal.bytes[(start - wal.start) as usize..]);
+    assert!(content(&target, TimelineId(1), wal.start) == wal.bytes[..(switch - wal.start) as usize]);
+    assert_eq!(target.history(TimelineId(2)).unwrap().as_deref(), Some(&b"1\t0/300000\tx\n"[..]));
+
+    let refused = Connected::new(&source, &ahead, wal.start, 1 << 16);
+    let error = tokio::time::timeout(PATIENCE, refused.receive).await.unwrap().unwrap().unwrap_err();
+    assert!(format!("{error:#}").contains("past its end"), "{error:#}");
+}
