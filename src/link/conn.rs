@@ -3,6 +3,7 @@
 //! Both directions keep their state in buffers that outlive a dropped future, so a `select!` may drop a read or a
 //! write at any point without losing a byte or breaking the stream.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use bytes::buf::Chain;
@@ -10,10 +11,14 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 
 use super::frame::{self, Step};
+use super::message::Reject;
 use super::{LinkError, Message};
 
 /// How much is read at once when the frame at hand does not need more.
 const READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// How long a peer is waited for that was sent away.
+const REJECT_WITHIN: Duration = Duration::from_secs(2);
 
 /// A connection to a peer.
 #[derive(Debug)]
@@ -73,6 +78,21 @@ impl<S: AsyncRead + AsyncWrite> Conn<S> {
     pub async fn close(&mut self) -> Result<(), LinkError> {
         self.writer.close().await
     }
+
+    /// Tells the peer why this ends, and waits a little until it has hung up: bytes that arrive at a closed socket
+    /// make the kernel reset the connection, and the reason would be lost with it.
+    pub async fn reject(&mut self, reject: Reject) {
+        let say = async {
+            self.write(Message::Reject(reject)).await?;
+            self.close().await?;
+            while !matches!(self.reader.stream.read_buf(&mut self.reader.buffer).await, Ok(0) | Err(_)) {
+                self.reader.buffer.clear();
+            }
+            Ok::<(), LinkError>(())
+        };
+        // The peer is being sent away: whether it still listens changes nothing.
+        let _ = tokio::time::timeout(REJECT_WITHIN, say).await;
+    }
 }
 
 impl<S: AsyncRead> Reader<S> {
@@ -85,13 +105,17 @@ impl<S: AsyncRead> Reader<S> {
             };
             self.buffer.reserve(missing.max(READ_AHEAD_BYTES));
             let read = self.stream.read_buf(&mut self.buffer).await;
-            match read.map_err(|source| LinkError::Io { action: "read from the peer", source })? {
-                0 if self.buffer.is_empty() => return Err(LinkError::Closed),
-                0 => {
-                    let source = std::io::ErrorKind::UnexpectedEof.into();
-                    return Err(LinkError::Io { action: "read the rest of a message", source });
+            match read {
+                Ok(bytes) if bytes > 0 => self.wire_bytes += bytes as u64,
+                // TLS takes an end that was not announced for an error; a process that was killed announces nothing.
+                Err(e) if e.kind() != ErrorKind::UnexpectedEof => {
+                    return Err(LinkError::io("read from the peer", e));
                 }
-                bytes => self.wire_bytes += bytes as u64,
+                _ if self.buffer.is_empty() => return Err(LinkError::Closed),
+                _ => {
+                    let source = ErrorKind::UnexpectedEof.into();
+                    return Err(LinkError::io("read the rest of a message", source));
+                }
             }
         }
     }
@@ -124,7 +148,7 @@ impl<S: AsyncWrite> Writer<S> {
     pub async fn close(&mut self) -> Result<(), LinkError> {
         self.finish().await?;
         let closed = self.stream.shutdown().await;
-        closed.map_err(|source| LinkError::Io { action: "close the connection", source })
+        closed.map_err(|e| LinkError::io("close the connection", e))
     }
 
     /// Bytes that were sent, headers included, TLS's own not.
@@ -143,7 +167,7 @@ impl<S: AsyncWrite> Writer<S> {
         if self.pending.remaining() == 0 {
             self.pending = Bytes::new().chain(Bytes::new());
         }
-        written.map_err(|source| LinkError::Io { action: "write to the peer", source })
+        written.map_err(|e| LinkError::io("write to the peer", e))
     }
 }
 

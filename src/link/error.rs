@@ -1,12 +1,18 @@
 //! What can go wrong between two sidecars.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::message::Reject;
+use tokio_rustls::rustls;
 
-/// An error of the link. A caller branches on three of them: [`LinkError::is_gone`] means connect again,
-/// [`LinkError::Rejected`] carries the peer's reason, anything else is a defect at one of the ends.
+use super::Message;
+use super::handshake::Mismatch;
+use super::message::{Code, Reject};
+use crate::tls::{TlsError, explain};
+
+/// An error of the link. [`LinkError::is_gone`] means connect again, [`LinkError::Rejected`] carries the peer's reason;
+/// anything else is wrong at one of the ends until a person acts.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// The peer closed the connection between two frames.
@@ -78,19 +84,110 @@ pub enum LinkError {
     /// The peer refused, and said why.
     #[error("the peer refused: {}", .0.message)]
     Rejected(Box<Reject>),
+    /// This end refused, and told the peer why.
+    #[error("refused the peer: {}", .0.message)]
+    Refused(Box<Reject>),
+    /// The two ends do not belong together; the peer was told.
+    #[error("refused the peer: {0}")]
+    Mismatch(#[from] Box<Mismatch>),
+    /// The host name has no address.
+    #[error("look up {address}")]
+    Lookup {
+        /// As it was configured.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nobody answers there.
+    #[error("connect to {address}")]
+    Connect {
+        /// As it was configured.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The address to listen on is not to be had.
+    #[error("listen on {address}")]
+    Bind {
+        /// As it was configured.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The handshake of TLS failed, or its records are broken.
+    #[error("{}", explain(.0).0)]
+    Tls(#[source] rustls::Error),
+    /// The peer's certificate, or this end's, does not do.
+    #[error(transparent)]
+    Certificate(#[from] TlsError),
+    /// Plain TCP over a network.
+    #[error("a connection without TLS is allowed only within a host, and {peer} is another one")]
+    PlainBeyondHost {
+        /// The peer.
+        peer: SocketAddr,
+    },
 }
 
 impl LinkError {
-    /// True when the peer or the way to it went away: not worth a warning, connect again.
-    pub fn is_gone(&self) -> bool {
-        matches!(self, LinkError::Closed | LinkError::Io { .. } | LinkError::Silent(_))
+    /// An I/O error of a connection, or what TLS made one of.
+    pub(super) fn io(action: &'static str, source: io::Error) -> LinkError {
+        match source.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(error) => LinkError::Tls(error.clone()),
+            None => LinkError::Io { action, source },
+        }
     }
 
     /// The error for a message out of place: the peer's own words when it is a rejection.
-    pub fn unexpected(wanted: &'static str, got: super::Message) -> LinkError {
+    pub fn unexpected(wanted: &'static str, got: Message) -> LinkError {
         match got {
-            super::Message::Reject(reject) => LinkError::Rejected(Box::new(reject)),
+            Message::Reject(reject) => LinkError::Rejected(Box::new(reject)),
             other => LinkError::Unexpected { wanted, got: other.name() },
+        }
+    }
+
+    /// True when the peer or the way to it is not there now: not worth a warning, connect again.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            LinkError::Closed | LinkError::Silent(_) => true,
+            LinkError::Io { .. } | LinkError::Lookup { .. } | LinkError::Connect { .. } => true,
+            LinkError::Rejected(reject) | LinkError::Refused(reject) => reject.code == Code::NotReady,
+            _ => false,
+        }
+    }
+
+    /// What to do about it, in full sentences, where there is more to say than that the error exists.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            LinkError::Rejected(reject) | LinkError::Refused(reject) => {
+                Some(reject.hint.clone()).filter(|hint| !hint.is_empty())
+            }
+            LinkError::Mismatch(mismatch) => Some(mismatch.hint().to_owned()),
+            LinkError::Certificate(error) => Some(error.hint()),
+            LinkError::Tls(error) => Some(explain(error).1.to_owned()),
+            LinkError::Lookup { .. } => Some("Check the host name, or use an address.".to_owned()),
+            LinkError::Connect { .. } => {
+                Some("Is the sidecar running there, and may this host reach its port?".to_owned())
+            }
+            LinkError::Bind { source, address } => Some(match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    let port = address.rsplit(':').next().unwrap_or_default();
+                    format!(
+                        "Another process has it; `ss -ltnp sport = :{port}` shows which. Or set another `listen`."
+                    )
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "Ports below 1024 are root's: set another `listen`.".to_owned()
+                }
+                _ => "Set `listen` to an address of this host, or to 0.0.0.0.".to_owned(),
+            }),
+            LinkError::PlainBeyondHost { .. } => {
+                Some("Use TLS: `walship invite` makes what the peer needs.".to_owned())
+            }
+            LinkError::NotWalship { .. } => Some("Is it a walship sidecar at the other end?".to_owned()),
+            LinkError::UnknownKind { .. } | LinkError::Protocol { .. } => {
+                Some("Run the same version of walship on all hosts.".to_owned())
+            }
+            _ => None,
         }
     }
 }
