@@ -1,0 +1,82 @@
+//! The socket: `.s.PGSQL.5432` in a folder that nobody else may enter.
+
+use std::fs::{self, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::durable;
+use crate::fault::{Fault, WithFault};
+use crate::pg::message::backend::ServerMessage;
+
+/// The port in the socket's name. A folder of its own makes any number unique; this one is libpq's default.
+pub(super) const PORT: u16 = 5432;
+
+/// Longest path of a socket (`sun_path`, less its final zero); libpq has the same limit.
+const MAX_PATH_BYTES: usize = 107;
+
+/// Where a client of `folder` looks for the socket.
+pub(super) fn socket_path(folder: &Path) -> PathBuf {
+    folder.join(format!(".s.PGSQL.{PORT}"))
+}
+
+/// Makes the folder, takes a stale socket out of the way and listens, for one user. Blocks, but must be called within
+/// a runtime.
+pub(super) fn listen(folder: &Path, client_uid: u32) -> anyhow::Result<UnixListener> {
+    let path = socket_path(folder);
+    let length = path.as_os_str().len();
+    if length > MAX_PATH_BYTES {
+        return Err(Fault::usage(
+            format!(
+                "the path {} has {length} bytes, a unix socket's has {MAX_PATH_BYTES} at most",
+                path.display()
+            ),
+            "Put the store into a folder with a shorter path.",
+        ));
+    }
+    durable::create_folder(folder)?;
+    fs::set_permissions(folder, Permissions::from_mode(0o700))
+        .with_context(|| format!("make {} private", folder.display()))?;
+    remove_stale(&path)?;
+    let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+    if client_uid != rustix::process::geteuid().as_raw() {
+        for path in [path.as_path(), folder] {
+            chown(path, Some(client_uid), None)
+                .with_context(|| format!("give {} to user id {client_uid}", path.display()))?;
+        }
+    }
+    Ok(listener)
+}
+
+/// Removes a socket that nobody listens on: its process was killed.
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        return Err(Fault::refused(
+            format!("{} is in the way, and is no socket", path.display()),
+            "Move it away.",
+        ));
+    }
+    match BlockingStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(durable::remove(path)?),
+        Ok(_) => Err(anyhow::anyhow!("another process listens on {}", path.display()))
+            .hint("Stop the other walship, or the PostgreSQL whose unix_socket_directories has this folder."),
+        Err(error) => Err(error).with_context(|| format!("see who listens on {}", path.display())),
+    }
+}
+
+/// Only one user is served: no passwords are needed, and none are asked for.
+pub(super) fn admit(stream: &UnixStream, client_uid: u32) -> Result<(), ServerMessage> {
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == client_uid => Ok(()),
+        Ok(peer) => {
+            let message = format!("this socket serves user id {client_uid} only, and you are {}", peer.uid());
+            Err(ServerMessage::fatal("28000", message))
+        }
+        Err(error) => Err(ServerMessage::fatal("28000", format!("can't tell who you are: {error}"))),
+    }
+}
