@@ -2,8 +2,12 @@
 //!
 //! Nothing here knows about walship's own files or peers; everything above may use it.
 
+pub mod checksum;
 pub mod conninfo;
+pub mod control;
+pub mod label;
 pub mod lsn;
+pub mod manifest;
 pub mod message;
 pub mod page;
 mod passfile;
