@@ -1,1 +1,4 @@
 //! PGDATA → link: start, plan, parallel read, page checks, stop.
+
+pub mod pace;
+pub mod plan;

@@ -12,6 +12,7 @@ pub mod message;
 pub mod page;
 mod passfile;
 pub mod record;
+pub mod relation;
 pub mod replication;
 pub mod segment;
 pub mod sql;
