@@ -1,0 +1,178 @@
+//! The settings that make a copy a standby, in `postgresql.auto.conf`, and the signal file.
+//!
+//! `postgresql.auto.conf` is read last, so what stands here wins over a configuration that was copied from the
+//! primary. Blocks.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::durable::{self, FileError};
+
+const SETTINGS_FILE: &str = "postgresql.auto.conf";
+const SIGNAL_FILE: &str = "standby.signal";
+
+/// How soon a walreceiver tries again: PostgreSQL's own 5 s would be lag after every restart of the sidecar
+/// (pg-facts, C.6).
+const RETRY_INTERVAL: &str = "200ms";
+
+/// Where a standby's PostgreSQL gets its WAL, and where it listens.
+#[derive(Clone, Debug, Default)]
+pub struct StandbySettings {
+    /// Folder of the feed's unix socket.
+    pub feed_directory: PathBuf,
+    /// The feed's port, part of the socket's name.
+    pub feed_port: u16,
+    /// Role and application name towards the feed.
+    pub node: String,
+    /// The port to listen on; `None` leaves what the configuration says.
+    pub port: Option<u16>,
+    /// Where to make the unix socket; `None` leaves what the configuration says.
+    pub socket_directory: Option<PathBuf>,
+    /// Others by name, such as those that must be as high as the primary's.
+    pub others: Vec<(String, String)>,
+}
+
+impl StandbySettings {
+    /// Makes a stopped data directory a standby: settings first, then the signal file.
+    pub fn apply(&self, data_directory: &Path) -> Result<(), FileError> {
+        edit(data_directory, |text| with_settings(text, &self.as_pairs()))?;
+        durable::write(&data_directory.join(SIGNAL_FILE), b"")
+    }
+
+    fn as_pairs(&self) -> Vec<(String, Option<String>)> {
+        let pair = |name: &str, value: String| (name.to_owned(), Some(value));
+        let mut pairs = vec![
+            pair("primary_conninfo", self.conninfo()),
+            // The source may be a standby with a slot of its own.
+            ("primary_slot_name".to_owned(), None),
+            pair("wal_retrieve_retry_interval", RETRY_INTERVAL.to_owned()),
+        ];
+        if let Some(port) = self.port {
+            pairs.push(pair("port", port.to_string()));
+        }
+        if let Some(directory) = &self.socket_directory {
+            // A list of names: one with a comma or a space must be quoted within the value.
+            let name = directory.to_string_lossy().replace('"', "\"\"");
+            pairs.push(pair("unix_socket_directories", format!("\"{name}\"")));
+        }
+        pairs.extend(self.others.iter().map(|(name, value)| pair(name, value.clone())));
+        pairs
+    }
+
+    fn conninfo(&self) -> String {
+        let fields = [
+            ("host", self.feed_directory.to_string_lossy().into_owned()),
+            ("port", self.feed_port.to_string()),
+            ("user", self.node.clone()),
+            ("application_name", self.node.clone()),
+        ];
+        let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
+        fields.iter().map(|(key, value)| format!("{key}='{}'", quoted(value))).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Takes back what [`StandbySettings::apply`] set for following, for a node that is a primary now. Its port and
+/// socket stay.
+pub fn remove_for_primary(data_directory: &Path) -> Result<(), FileError> {
+    durable::remove(&data_directory.join(SIGNAL_FILE))?;
+    let followers = ["primary_conninfo", "primary_slot_name", "wal_retrieve_retry_interval"];
+    let removals: Vec<_> = followers.iter().map(|name| ((*name).to_owned(), None)).collect();
+    edit(data_directory, |text| with_settings(text, &removals))
+}
+
+/// True when PostgreSQL would start as a standby.
+pub fn is_standby(data_directory: &Path) -> bool {
+    data_directory.join(SIGNAL_FILE).exists()
+}
+
+fn edit(data_directory: &Path, change: impl FnOnce(&str) -> String) -> Result<(), FileError> {
+    let path = data_directory.join(SETTINGS_FILE);
+    let text = match fs::read(&path) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+        Err(e) => return Err(FileError::new("read", &path, e)),
+    };
+    let changed = change(&text);
+    if changed == text { Ok(()) } else { durable::write(&path, changed.as_bytes()) }
+}
+
+/// The text of a configuration file with some settings replaced: every earlier line of the same name goes, and those
+/// with a value are added at the end.
+fn with_settings(text: &str, settings: &[(String, Option<String>)]) -> String {
+    let is_replaced = |line: &str| {
+        setting_name(line).is_some_and(|name| settings.iter().any(|(key, _)| key.eq_ignore_ascii_case(name)))
+    };
+    let mut changed: String =
+        text.lines().filter(|line| !is_replaced(line)).map(|line| format!("{line}\n")).collect();
+    for (name, value) in settings {
+        if let Some(value) = value {
+            changed.push_str(&format!("{name} = '{}'\n", escaped(value)));
+        }
+    }
+    changed
+}
+
+/// The name in a line of a configuration file; `None` for comments and empty lines.
+fn setting_name(line: &str) -> Option<&str> {
+    let line = line.trim_start();
+    let end = line
+        .find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$')))
+        .unwrap_or(line.len());
+    Some(&line[..end]).filter(|name| !name.is_empty())
+}
+
+/// As `ALTER SYSTEM` writes it; a line end, which it refuses, becomes a space.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('\'', "''").replace(['\n', '\r'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> StandbySettings {
+        StandbySettings {
+            feed_directory: "/var/lib/wal ship/it's".into(),
+            feed_port: 5432,
+            node: "db2".to_owned(),
+            port: Some(5433),
+            socket_directory: Some("/run/a,b".into()),
+            others: vec![("max_connections".to_owned(), "200".to_owned())],
+        }
+    }
+
+    #[test]
+    fn earlier_lines_are_replaced_and_others_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SETTINGS_FILE);
+        let before = "# Do not edit this file manually!\nPort = 1\nwork_mem = '8MB'\n\
+            primary_conninfo='host=old'\n  primary_slot_name = 'gone'\nmax_connections=100 # x\nport_x = 1";
+        fs::write(&path, before).unwrap();
+        settings().apply(folder.path()).unwrap();
+        assert!(is_standby(folder.path()));
+        let expected = "# Do not edit this file manually!\nwork_mem = '8MB'\nport_x = 1\n\
+            primary_conninfo = 'host=''/var/lib/wal ship/it\\\\''s'' port=''5432'' user=''db2'' \
+            application_name=''db2'''\nwal_retrieve_retry_interval = '200ms'\nport = '5433'\n\
+            unix_socket_directories = '\"/run/a,b\"'\nmax_connections = '200'\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+        settings().apply(folder.path()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected, "applied twice is applied once");
+
+        remove_for_primary(folder.path()).unwrap();
+        assert!(!is_standby(folder.path()));
+        let expected = "# Do not edit this file manually!\nwork_mem = '8MB'\nport_x = 1\nport = '5433'\n\
+            unix_socket_directories = '\"/run/a,b\"'\nmax_connections = '200'\n";
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_copy_without_the_file_gets_one() {
+        let folder = tempfile::tempdir().unwrap();
+        settings().apply(folder.path()).unwrap();
+        assert!(
+            fs::read_to_string(folder.path().join(SETTINGS_FILE)).unwrap().starts_with("primary_conninfo")
+        );
+        remove_for_primary(tempfile::tempdir().unwrap().path()).unwrap();
+    }
+}
