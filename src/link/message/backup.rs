@@ -188,4 +188,8 @@ pub struct BackupStopped {
     /// The cluster's, once more.
     #[serde(with = "text_u64")]
     pub system_identifier: u64,
+    /// Files that were sent on all connections together: the taker must have as many.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }

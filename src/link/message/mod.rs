@@ -8,10 +8,10 @@
 //! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`]
 //!   down, and [`Ack`] and [`Feedback`] up;
 //! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] down; when all files
-//!   are here, `BackupStop` up, `BackupPhase` repeated, then [`BackupStopped`] down; then one `NextFile` up, which
-//!   brings the control file;
-//! * [`Purpose::Files`], several at once: `NextFile` up; [`FileBegin`], [`FileChunk`]s and [`FileEnd`], or
-//!   `NoMoreFiles`, down;
+//!   are here, `BackupStop` up, `BackupPhase` repeated, then [`BackupStopped`] and the control file, as any other
+//!   file, down;
+//! * [`Purpose::Files`], several at once: `SendFiles` up, once; [`FileBegin`], [`FileChunk`]s and [`FileEnd`] for one
+//!   file after the other down, without waiting for anything in between, then `NoMoreFiles`;
 //! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted.
 
 mod backup;
@@ -57,7 +57,7 @@ mod kind {
     pub const BACKUP_START: u8 = 0x20;
     pub const BACKUP_PHASE: u8 = 0x21;
     pub const BACKUP_STARTED: u8 = 0x22;
-    pub const NEXT_FILE: u8 = 0x23;
+    pub const SEND_FILES: u8 = 0x23;
     pub const FILE_BEGIN: u8 = 0x24;
     pub const FILE_END: u8 = 0x25;
     pub const NO_MORE_FILES: u8 = 0x26;
@@ -103,8 +103,8 @@ pub enum Message {
     BackupPhase(BackupPhase),
     /// The backup has begun; its files can be asked for.
     BackupStarted(Box<BackupStarted>),
-    /// One more file, please.
-    NextFile,
+    /// Send files for as long as there are any.
+    SendFiles,
     /// A file or folder begins.
     FileBegin(FileBegin),
     /// A part of its content.
@@ -138,7 +138,7 @@ impl Message {
             Message::BackupStart(_) => "BackupStart",
             Message::BackupPhase(_) => "BackupPhase",
             Message::BackupStarted(_) => "BackupStarted",
-            Message::NextFile => "NextFile",
+            Message::SendFiles => "SendFiles",
             Message::FileBegin(_) => "FileBegin",
             Message::FileChunk(_) => "FileChunk",
             Message::FileEnd(_) => "FileEnd",
@@ -167,7 +167,7 @@ impl Message {
             Message::BackupStart(start) => json(kind::BACKUP_START, name, &start),
             Message::BackupPhase(phase) => json(kind::BACKUP_PHASE, name, &phase),
             Message::BackupStarted(started) => json(kind::BACKUP_STARTED, name, &started),
-            Message::NextFile => Ok(empty(kind::NEXT_FILE)),
+            Message::SendFiles => Ok(empty(kind::SEND_FILES)),
             Message::FileBegin(begin) => json(kind::FILE_BEGIN, name, &begin),
             Message::FileChunk(chunk) => Ok(chunk.encode(kind::FILE_CHUNK)),
             Message::FileEnd(end) => json(kind::FILE_END, name, &end),
@@ -200,7 +200,7 @@ impl Message {
             kind::BACKUP_STARTED => {
                 from_json("BackupStarted", frame).map(|started| Message::BackupStarted(Box::new(started)))
             }
-            kind::NEXT_FILE => Ok(Message::NextFile),
+            kind::SEND_FILES => Ok(Message::SendFiles),
             kind::FILE_BEGIN => from_json("FileBegin", frame).map(Message::FileBegin),
             kind::FILE_CHUNK => FileChunk::decode(frame).map(Message::FileChunk),
             kind::FILE_END => from_json("FileEnd", frame).map(Message::FileEnd),

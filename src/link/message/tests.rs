@@ -99,6 +99,8 @@ fn one_of_each() -> Vec<Message> {
         backup_label: "START WAL LOCATION: 0/2000028\n".into(),
         tablespace_map: String::new(),
         system_identifier: 1,
+        files: 9,
+        bytes: 10,
     };
     vec![
         Message::Hello(Box::new(hello())),
@@ -122,7 +124,7 @@ fn one_of_each() -> Vec<Message> {
         Message::BackupStart(start),
         Message::BackupPhase(BackupPhase { phase: Phase::Checkpoint, done_bytes: 0, total_bytes: 0 }),
         Message::BackupStarted(Box::new(started)),
-        Message::NextFile,
+        Message::SendFiles,
         Message::FileBegin(FileBegin {
             path,
             kind: EntryKind::File,
