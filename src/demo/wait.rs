@@ -9,11 +9,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Asks `condition` until it answers `Ok`, at most for `within`. Its error means "not yet" and says why: the last
 /// one is part of the error when time is up. One slow answer may not outlast the deadline either.
-pub async fn until<T, F, Fut>(what: &str, within: Duration, mut condition: F) -> anyhow::Result<T>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = anyhow::Result<T>>,
-{
+pub async fn until<T>(
+    what: &str,
+    within: Duration,
+    mut condition: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let deadline = Instant::now() + within;
     let mut not_yet = anyhow::anyhow!("nothing was known in that time");
     loop {
@@ -37,13 +37,10 @@ mod tests {
     #[tokio::test]
     async fn a_condition_that_becomes_true_gives_its_value() {
         let mut calls = 0;
-        let value = until("three", Duration::from_secs(10), || {
+        let value = until("three", Duration::from_secs(10), async || {
             calls += 1;
-            let calls = calls;
-            async move {
-                anyhow::ensure!(calls == 3, "only {calls}");
-                Ok(calls)
-            }
+            anyhow::ensure!(calls == 3, "only {calls}");
+            Ok(calls)
         });
         assert_eq!(value.await.unwrap(), 3);
     }

@@ -1,8 +1,19 @@
 //! The integration tests: one binary, real PostgreSQL. What belongs in which module:
 
-/// The pieces that everything stands on: starting, stopping, killing and asking a server.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+/// The vocabulary that the others are written in.
+mod harness;
+
+/// A PostgreSQL server alone: starting, stopping, killing and asking it.
 mod cluster;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.
 mod sql;
+/// The harness itself: what it must notice, it notices.
+mod harness_itself;
+/// What acknowledged rows are checked with.
+mod ledger;
+/// The bad network that other tests rely on.
+mod proxy;
