@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::types::ToSql;
 use tokio_util::sync::CancellationToken;
 
+use super::Random;
 use super::cluster::connect;
 use crate::pg::Lsn;
 
@@ -236,14 +237,11 @@ impl Ledger {
 
 /// The text of a row: half of it hard to compress, half easy, as data is.
 fn payload(seed: u64, client: u32, serial: u64, bytes: usize) -> String {
-    let mut state = seed ^ u64::from(client).rotate_left(32) ^ serial.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let row = u64::from(client).rotate_left(32) ^ serial.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut random = Random::new(seed ^ row);
     let mut text = String::with_capacity(bytes + 16);
     while text.len() < bytes / 2 {
-        // splitmix64
-        state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mixed = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        text.push_str(&format!("{:016x}", mixed ^ mixed >> 31));
+        text.push_str(&format!("{:016x}", random.number()));
     }
     while text.len() < bytes {
         text.push_str(" acknowledged");

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod ledger;
 mod process;
 pub mod proxy;
+pub mod random;
 pub mod wait;
 
 pub use account::Account;
@@ -16,3 +17,4 @@ pub use binaries::Binaries;
 pub use cluster::{Cluster, ClusterOptions, StopMode};
 pub use ledger::{Ledger, Workload, WorkloadOptions};
 pub use proxy::Proxy;
+pub use random::Random;

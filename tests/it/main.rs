@@ -7,13 +7,13 @@ mod harness;
 
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
 mod cluster;
-/// The replication protocol, client side: logging in, streaming, and how streams end.
-mod replication;
-/// The few queries, what they need, and how their errors are sorted.
-mod sql;
 /// The harness itself: what it must notice, it notices.
 mod harness_itself;
 /// What acknowledged rows are checked with.
 mod ledger;
 /// The bad network that other tests rely on.
 mod proxy;
+/// The replication protocol, client side: logging in, streaming, and how streams end.
+mod replication;
+/// The few queries, what they need, and how their errors are sorted.
+mod sql;

@@ -8,14 +8,12 @@
 mod command;
 mod log;
 mod node;
-mod random;
 mod sidecar;
 mod test;
 
 pub use command::Finished;
 pub use log::Log;
 pub use node::Node;
-pub use random::Random;
 pub use sidecar::Sidecar;
 pub use test::Test;
 

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use walship::demo::{Account, Binaries, Cluster, ClusterOptions};
+use walship::demo::{Account, Binaries, Cluster, ClusterOptions, Random};
 
-use super::{Finished, Random, command};
+use super::{Finished, command};
 
 /// Replays the choices of an earlier run.
 const SEED_VARIABLE: &str = "WALSHIP_SEED";

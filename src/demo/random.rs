@@ -1,4 +1,4 @@
-//! Chance that can be repeated: every choice of a test follows from one seed.
+//! Chance that can be repeated: every choice follows from a seed.
 
 /// A small generator (splitmix64): fast, and the same everywhere.
 #[derive(Debug)]
@@ -28,5 +28,21 @@ impl Random {
     /// One of several.
     pub fn pick<'a, T>(&mut self, choices: &'a [T]) -> &'a T {
         &choices[self.below(choices.len() as u64) as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_always_gives_the_same_choices() {
+        // The first numbers of splitmix64 from 1234567, as its author publishes them.
+        let mut random = Random::new(1_234_567);
+        assert_eq!(
+            [random.number(), random.number()],
+            [6_457_827_717_110_365_317, 3_203_168_211_198_807_973]
+        );
+        assert!((0..100).all(|_| random.below(3) < 3 && [1, 2].contains(random.pick(&[1, 2]))));
     }
 }
