@@ -2,7 +2,7 @@
 //!
 //! It listens on a unix socket in a private folder and nowhere else, so clusters never collide. Its state is what
 //! the processes on this machine say, not what was done through this handle: a server that walship starts or stops
-//! is seen all the same. Dropping the handle ends the server.
+//! is seen all the same. Dropping the handle ends the server, and blocks until it is gone.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
