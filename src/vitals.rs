@@ -57,7 +57,7 @@ pub struct Vitals {
 }
 
 /// How a connection is doing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub enum Contact {
     /// Nobody tried yet.
     #[default]

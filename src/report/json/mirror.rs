@@ -1,0 +1,277 @@
+//! The mirror of [`Status`], field by field.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::clock::WallTime;
+use crate::pg::{Lsn, TimelineId};
+use crate::report::{
+    Ancestor, Backup, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role, Status,
+    StoreFacts, Traffic, Upstream,
+};
+use crate::vitals::{Contact, Sample};
+
+/// Declares the mirror of a struct and the ways there and back. Each field is converted by `into`, or by the pair
+/// of functions named behind it.
+macro_rules! mirror {
+    ($(#[$doc:meta])* $json:ident of $plain:ident { $($field:ident: $type:ty $(as $there:path, $back:path)?,)* }) => {
+        $(#[$doc])*
+        #[derive(Serialize, Deserialize)]
+        pub struct $json { $($field: $type,)* }
+
+        impl From<$plain> for $json {
+            fn from(plain: $plain) -> $json {
+                $json { $($field: mirror!(@convert plain.$field $(, $there)?),)* }
+            }
+        }
+
+        impl From<$json> for $plain {
+            fn from(json: $json) -> $plain {
+                $plain { $($field: mirror!(@convert json.$field $(, $back)?),)* }
+            }
+        }
+    };
+    (@convert $value:expr) => { $value.into() };
+    (@convert $value:expr, $function:path) => { $function($value) };
+}
+
+mirror! {
+    /// A status as programs see it.
+    StatusJson of Status {
+        taken_at: Time,
+        node: NodeJson,
+        store: StoreJson,
+        primary: PrimaryJson,
+        upstream: Option<UpstreamJson> as option, option,
+        feed: Option<FeedJson> as option, option,
+        downstreams: Vec<DownstreamJson> as list, list,
+        members: Vec<MemberJson> as list, list,
+        backups: Vec<BackupJson> as list, list,
+        certificate: Option<CertificateJson> as option, option,
+        warnings: Vec<String>,
+        samples: Vec<SampleJson> as list, list,
+    }
+}
+
+mirror! {
+    NodeJson of Node {
+        name: String,
+        role: RoleJson,
+        advertise: String,
+        walship_version: String,
+        system_identifier: DecimalText,
+        postgres_version: String,
+        promised_epoch: u64,
+        committed_epoch: u64,
+        timeline: TimelineId,
+    }
+}
+
+mirror! {
+    StoreJson of StoreFacts {
+        directory: PathBuf,
+        start: Lsn,
+        appended: Lsn,
+        durable: Lsn,
+        sealed: Lsn,
+        disk_bytes: u64,
+        max_bytes: u64,
+        holds: Vec<HoldJson> as list, list,
+    }
+}
+
+mirror! { HoldJson of Hold { who: String, lsn: Lsn, } }
+
+mirror! {
+    PrimaryJson of PrimaryEnd {
+        contact: ContactJson,
+        last_contact: Option<Time> as option, option,
+        timeline: TimelineId,
+        ancestors: Vec<AncestorJson> as list, list,
+        flush_lsn: Option<Lsn>,
+        clock: Option<Time> as option, option,
+    }
+}
+
+mirror! { AncestorJson of Ancestor { timeline: TimelineId, end_lsn: Lsn, } }
+
+mirror! {
+    ProgressJson of Progress {
+        timeline: Option<TimelineId>,
+        shipped: Option<Lsn>,
+        flushed: Option<Lsn>,
+        replayed: Option<Lsn>,
+    }
+}
+
+mirror! { TrafficJson of Traffic { raw_bytes: u64, wire_bytes: u64, } }
+
+mirror! {
+    UpstreamJson of Upstream {
+        name: String,
+        address: String,
+        contact: ContactJson,
+        last_contact: Option<Time> as option, option,
+        traffic: TrafficJson,
+    }
+}
+
+mirror! {
+    FeedJson of Feed {
+        contact: ContactJson,
+        last_contact: Option<Time> as option, option,
+        sent: Option<Lsn>,
+        flushed: Option<Lsn>,
+        replayed: Option<Lsn>,
+    }
+}
+
+mirror! {
+    DownstreamJson of Downstream {
+        name: String,
+        address: String,
+        contact: ContactJson,
+        last_contact: Option<Time> as option, option,
+        progress: ProgressJson,
+        traffic: TrafficJson,
+    }
+}
+
+mirror! {
+    MemberJson of Member {
+        name: String,
+        role: RoleJson,
+        advertise: String,
+        progress: ProgressJson,
+        last_contact: Option<Time> as option, option,
+    }
+}
+
+mirror! {
+    BackupJson of Backup {
+        client: String,
+        phase: String,
+        start_lsn: Lsn,
+        done_bytes: u64,
+        total_bytes: u64,
+    }
+}
+
+mirror! { CertificateJson of Certificate { expires: Time, } }
+
+mirror! { SampleJson of Sample { lsn: Lsn, time: Time, } }
+
+fn option<A: Into<B>, B>(value: Option<A>) -> Option<B> {
+    value.map(Into::into)
+}
+
+fn list<A: Into<B>, B>(values: Vec<A>) -> Vec<B> {
+    values.into_iter().map(Into::into).collect()
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RoleJson {
+    Primary,
+    Standby,
+    Reader,
+}
+
+impl From<Role> for RoleJson {
+    fn from(role: Role) -> RoleJson {
+        match role {
+            Role::Primary => RoleJson::Primary,
+            Role::Standby => RoleJson::Standby,
+            Role::Reader => RoleJson::Reader,
+        }
+    }
+}
+
+impl From<RoleJson> for Role {
+    fn from(role: RoleJson) -> Role {
+        match role {
+            RoleJson::Primary => Role::Primary,
+            RoleJson::Standby => Role::Standby,
+            RoleJson::Reader => Role::Reader,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+enum ContactJson {
+    Never,
+    Trying { since: Time, error: Option<String> },
+    Up { since: Time },
+    Stopped { since: Time, reason: String },
+}
+
+impl From<Contact> for ContactJson {
+    fn from(contact: Contact) -> ContactJson {
+        match contact {
+            Contact::Never => ContactJson::Never,
+            Contact::Trying { since, error } => ContactJson::Trying { since: since.into(), error },
+            Contact::Up { since } => ContactJson::Up { since: since.into() },
+            Contact::Stopped { since, reason } => ContactJson::Stopped { since: since.into(), reason },
+        }
+    }
+}
+
+impl From<ContactJson> for Contact {
+    fn from(contact: ContactJson) -> Contact {
+        match contact {
+            ContactJson::Never => Contact::Never,
+            ContactJson::Trying { since, error } => Contact::Trying { since: since.into(), error },
+            ContactJson::Up { since } => Contact::Up { since: since.into() },
+            ContactJson::Stopped { since, reason } => Contact::Stopped { since: since.into(), reason },
+        }
+    }
+}
+
+/// A moment as RFC 3339 in UTC, to the microsecond.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct Time(jiff::Timestamp);
+
+impl From<WallTime> for Time {
+    fn from(time: WallTime) -> Time {
+        let limit = if time.unix_micros < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        Time(jiff::Timestamp::from_microsecond(time.unix_micros).unwrap_or(limit))
+    }
+}
+
+impl From<Time> for WallTime {
+    fn from(time: Time) -> WallTime {
+        WallTime { unix_micros: time.0.as_microsecond() }
+    }
+}
+
+/// A number that is written as text.
+#[derive(Clone, Copy)]
+struct DecimalText(u64);
+
+impl From<u64> for DecimalText {
+    fn from(number: u64) -> DecimalText {
+        DecimalText(number)
+    }
+}
+
+impl From<DecimalText> for u64 {
+    fn from(text: DecimalText) -> u64 {
+        text.0
+    }
+}
+
+impl Serialize for DecimalText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for DecimalText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<DecimalText, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map(DecimalText).map_err(serde::de::Error::custom)
+    }
+}

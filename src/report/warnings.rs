@@ -1,0 +1,163 @@
+//! What a status shows to be wrong by itself: one sentence each, with the next step where there is one.
+
+use super::lag::{self, Link};
+use super::units;
+use super::{Progress, Role, Status};
+use crate::vitals::Contact;
+
+/// A certificate is named this long before it ends.
+pub const CERTIFICATE_NOTICE_SECONDS: f64 = 30.0 * 86_400.0;
+
+/// The store is named when it holds more than this share of what it may.
+const STORE_NOTICE_PERCENT: u64 = 90;
+
+/// The daemon's own warnings, and those that the facts show.
+pub fn of(status: &Status) -> Vec<String> {
+    let mut warnings = status.warnings.clone();
+    warnings.extend(primary(status));
+    warnings.extend(stopped(status));
+    warnings.extend(silent(status));
+    warnings.extend(forks(status));
+    warnings.extend(store(status));
+    warnings.extend(certificate(status));
+    warnings
+}
+
+fn primary(status: &Status) -> Option<String> {
+    let primary = &status.primary;
+    let who = match status.node.role {
+        Role::Primary => "the local PostgreSQL",
+        Role::Standby | Role::Reader => "the primary",
+    };
+    match lag::link(&primary.contact, primary.last_contact, status.taken_at) {
+        Link::Up(_) => None,
+        Link::Cut(None) => Some(format!("{who} was never heard{}", reason(&primary.contact))),
+        Link::Cut(Some(age)) => {
+            Some(format!("{who} is not heard for {}{}", units::duration(age), reason(&primary.contact)))
+        }
+    }
+}
+
+fn reason(contact: &Contact) -> String {
+    match contact {
+        Contact::Trying { error: Some(error), .. } => format!(": {error}"),
+        Contact::Stopped { reason, .. } => format!(": {reason}"),
+        _ => String::new(),
+    }
+}
+
+/// Connections that wait for a person.
+fn stopped(status: &Status) -> impl Iterator<Item = String> {
+    let feed = status.feed.iter().map(|feed| ("the local PostgreSQL's walreceiver", &feed.contact));
+    let downstreams = status.downstreams.iter().map(|peer| (peer.name.as_str(), &peer.contact));
+    feed.chain(downstreams).filter_map(|(who, contact)| match contact {
+        Contact::Stopped { reason, .. } => Some(format!("{who} is stopped: {reason}")),
+        _ => None,
+    })
+}
+
+/// Standbys that are not heard; this node's own silence is the primary's above.
+fn silent(status: &Status) -> impl Iterator<Item = String> {
+    lag::of(status).standbys.into_iter().filter(|standby| standby.name != status.node.name).filter_map(
+        |standby| match standby.link {
+            Link::Up(_) => None,
+            Link::Cut(None) => Some(format!("{} was never heard", standby.name)),
+            Link::Cut(Some(age)) => {
+                Some(format!("{} is not heard for {}", standby.name, units::duration(age)))
+            }
+        },
+    )
+}
+
+/// Standbys that hold WAL which the primary's timeline never had.
+fn forks(status: &Status) -> impl Iterator<Item = String> {
+    let own = (status.node.role == Role::Standby).then(|| (status.node.name.as_str(), status.own_progress()));
+    let peers = status.downstreams.iter().map(|peer| (peer.name.as_str(), peer.progress));
+    own.into_iter().chain(peers).filter_map(|(name, progress)| fork(status, name, &progress))
+}
+
+fn fork(status: &Status, name: &str, progress: &Progress) -> Option<String> {
+    let (timeline, reached) = (progress.timeline?, progress.flushed.max(progress.replayed)?);
+    let primary = &status.primary;
+    if timeline == primary.timeline {
+        return None;
+    }
+    match primary.ancestors.iter().find(|ancestor| ancestor.timeline == timeline) {
+        Some(fork) if reached > fork.end_lsn => Some(format!(
+            "{name} went on timeline {timeline} to {reached}, past the fork at {}: it must be rewound or seeded anew",
+            fork.end_lsn
+        )),
+        Some(_) => None,
+        None => Some(format!(
+            "{name} is on timeline {timeline}, which is no ancestor of the primary's timeline {}",
+            primary.timeline
+        )),
+    }
+}
+
+fn store(status: &Status) -> Option<String> {
+    let store = &status.store;
+    let nearly_full = store.max_bytes > 0
+        && u128::from(store.disk_bytes) * 100
+            > u128::from(store.max_bytes) * u128::from(STORE_NOTICE_PERCENT);
+    let slowest = || store.holds.iter().min_by_key(|hold| hold.lsn);
+    nearly_full.then(|| {
+        let held =
+            slowest().map_or_else(String::new, |hold| format!("; {} keeps it from {}", hold.who, hold.lsn));
+        let (used, max) = (units::size(store.disk_bytes), units::size(store.max_bytes));
+        format!("the store takes {used} of the {max} it may{held}")
+    })
+}
+
+fn certificate(status: &Status) -> Option<String> {
+    let expires = status.certificate?.expires;
+    let left = expires.seconds_since(status.taken_at);
+    if left == 0.0 {
+        return Some(format!("the certificate ended on {}: no peer takes it any more", expires.rfc3339()));
+    }
+    (left < CERTIFICATE_NOTICE_SECONDS).then(|| {
+        let days = (left / 86_400.0).floor();
+        format!(
+            "the certificate ends in {days} days, on {}: renew it where `walship init` ran",
+            expires.rfc3339()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::WallTime;
+    use crate::pg::{Lsn, TimelineId};
+    use crate::report::tests::status;
+    use crate::report::{Ancestor, Certificate};
+
+    #[test]
+    fn a_certificate_is_named_a_month_ahead() {
+        let mut status = status();
+        let in_days = |days: i64| {
+            let unix_micros = status.taken_at.unix_micros + days * 86_400_000_000 + 1;
+            Some(Certificate { expires: WallTime { unix_micros } })
+        };
+        let (far, near, past) = (in_days(31), in_days(12), in_days(-1));
+        status.certificate = far;
+        assert_eq!(certificate(&status), None);
+        status.certificate = near;
+        assert!(certificate(&status).unwrap().contains("ends in 12 days"));
+        status.certificate = past;
+        assert!(certificate(&status).unwrap().contains("no peer takes it"));
+    }
+
+    #[test]
+    fn wal_past_a_fork_is_named() {
+        let mut status = status();
+        let timeline = status.primary.timeline;
+        status.primary.timeline = TimelineId(timeline.0 + 1);
+        let name = status.downstreams[0].name.clone();
+        assert!(forks(&status).any(|warning| warning.contains(&name) && warning.contains("no ancestor")));
+        status.primary.ancestors.push(Ancestor { timeline, end_lsn: Lsn(1) });
+        assert!(forks(&status).any(|warning| warning.contains(&name) && warning.contains("past the fork")));
+        status.primary.ancestors = vec![Ancestor { timeline, end_lsn: Lsn(u64::MAX) }];
+        assert_eq!(forks(&status).count(), 0);
+    }
+}
