@@ -1,1 +1,6 @@
 //! What the user types: one file per command.
+
+pub mod exit;
+pub mod lag;
+mod output;
+pub mod status;

@@ -13,6 +13,8 @@ mod harness_itself;
 mod ledger;
 /// The bad network that other tests rely on.
 mod proxy;
+/// Lag, without a sidecar and with.
+mod lag;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.

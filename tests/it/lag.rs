@@ -1,0 +1,106 @@
+//! Lag straight from a PostgreSQL, without a sidecar.
+
+use std::path::Path;
+use std::time::Duration;
+
+use walship::demo::{Account, Binaries, Cluster, ClusterOptions, StopMode};
+use walship::pg::Conninfo;
+use walship::pg::sql::Sql;
+use walship::report::bare;
+use walship::report::lag::{Behind, LagReport, Link};
+use walship::report::threshold::{Amount, Level, Limits};
+
+const NOTHING: Behind = Behind { bytes: Amount::Known(0), time: Amount::Known(Duration::ZERO) };
+
+async fn clusters(folder: &Path) -> (Cluster, Cluster) {
+    let (binaries, account) = (Binaries::find().unwrap(), Account::for_postgres().unwrap());
+    account.own(folder).unwrap();
+    let options = ClusterOptions::default();
+    let primary = Cluster::create(&folder.join("p"), &binaries, &account, &options).await.unwrap();
+    primary.start().await.unwrap();
+    let standby = Cluster::at(&folder.join("s"), &binaries, &account).unwrap();
+    let mut copy = account.command(binaries.program("pg_basebackup"));
+    let upstream = format!("{} application_name=db2", primary.conninfo_as("postgres"));
+    copy.args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--dbname", &upstream, "--pgdata"]);
+    copy.arg(standby.data_directory());
+    standby.run(copy).await.unwrap();
+    let socket = standby.socket_folder();
+    standby
+        .append_to("postgresql.conf", &format!("unix_socket_directories = '{}'\n", socket.display()))
+        .unwrap();
+    standby.start().await.unwrap();
+    (primary, standby)
+}
+
+async fn lag(conninfo: &str) -> LagReport {
+    let sql = Sql::connect(&Conninfo::parse(conninfo).unwrap()).await.unwrap();
+    bare::lag(&sql, "db2").await.unwrap()
+}
+
+/// Waits until the one standby lacks nothing.
+async fn caught_up(conninfo: &str) -> LagReport {
+    walship::demo::wait::until("the standby has caught up", Duration::from_secs(30), async || {
+        let report = lag(conninfo).await;
+        let standby = report.standbys.first().cloned();
+        anyhow::ensure!(
+            standby.is_some_and(|standby| standby.flush == NOTHING && standby.replay == NOTHING),
+            "{report:?}"
+        );
+        Ok(report)
+    })
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn lag_without_a_sidecar() {
+    let folder = tempfile::tempdir().unwrap();
+    let (primary, standby) = clusters(folder.path()).await;
+    primary.sql("CREATE TABLE t (a text); CREATE ROLE plain LOGIN").await.unwrap();
+
+    let report = caught_up(&primary.conninfo()).await;
+    assert_eq!((report.standbys.len(), report.standbys[0].name.as_str()), (1, "db2"));
+    assert_eq!((report.level(&Limits::default()), report.notes.len()), (Level::Ok, 0));
+    let own = caught_up(&standby.conninfo()).await;
+    assert!(matches!(own.standbys[0].link, Link::Up(Some(_))), "{own:?}");
+
+    // A paused replay lags; both ends see it, and that nobody knows for how long.
+    standby.sql("SELECT pg_wal_replay_pause()").await.unwrap();
+    standby
+        .wait_until("SELECT pg_get_wal_replay_pause_state() = 'paused'", Duration::from_secs(10))
+        .await
+        .unwrap();
+    primary.sql("INSERT INTO t SELECT repeat('x', 100) FROM generate_series(1, 5000)").await.unwrap();
+    for conninfo in [primary.conninfo(), standby.conninfo()] {
+        walship::demo::wait::until("the lag is seen", Duration::from_secs(10), async || {
+            let standby = lag(&conninfo).await.standbys.remove(0);
+            let Behind { bytes: Amount::Known(bytes), time: Amount::Unknown } = standby.replay else {
+                anyhow::bail!("{standby:?}")
+            };
+            anyhow::ensure!(bytes > 500_000 && standby.flush == NOTHING, "{standby:?}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+
+    // Without the grant nothing is known but that there is a walsender, and the note's SQL mends it.
+    let plain = primary.conninfo_as("plain");
+    let blind = lag(&plain).await;
+    assert_eq!((blind.standbys[0].flush, blind.standbys.len()), (Behind::UNKNOWN, 1));
+    assert_eq!(blind.level(&Limits::default()), Level::Unknown);
+    assert_eq!(lag(&standby.conninfo_as("plain")).await.level(&Limits::default()), Level::Unknown);
+    let mend = blind.notes[0].split_once("it with: ").unwrap().1;
+    primary.sql(mend).await.unwrap();
+    assert_eq!(lag(&plain).await.standbys[0].flush, NOTHING);
+
+    // With the primary gone the standby's lag is at least what it was.
+    primary.stop(StopMode::Immediate).await.unwrap();
+    standby
+        .wait_until("SELECT count(*) = 0 FROM pg_stat_wal_receiver", Duration::from_secs(10))
+        .await
+        .unwrap();
+    let alone = lag(&standby.conninfo()).await.standbys.remove(0);
+    assert_eq!((alone.link, alone.flush), (Link::Cut(None), Behind::UNKNOWN));
+    assert!(matches!(alone.replay.bytes, Amount::AtLeast(500_000..)), "{alone:?}");
+}
