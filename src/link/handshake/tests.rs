@@ -237,14 +237,14 @@ async fn a_newer_protocol_is_refused_at_both_ends_whatever_its_hello_holds() {
 async fn who_does_not_say_hello_is_told_so() {
     let (one, two) = tokio::io::duplex(1 << 16);
     let (mut accepting, mut dialling) = (Conn::new(one), Conn::new(two));
-    dialling.write(Message::NextFile).await.unwrap();
+    dialling.write(Message::Ask).await.unwrap();
     let ours = primary();
     let (served, told) = tokio::join!(answer(&mut accepting, &ours, None, |_| Ok(())), async {
         let told = dialling.read().await.unwrap();
         dialling.close().await.unwrap();
         told
     });
-    assert_eq!(served.unwrap_err().to_string(), "expected Hello from the peer, got NextFile");
+    assert_eq!(served.unwrap_err().to_string(), "expected Hello from the peer, got Ask");
     assert!(matches!(told, Message::Reject(reject) if reject.code == Code::Violation));
 }
 
