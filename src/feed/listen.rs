@@ -80,3 +80,37 @@ pub(super) fn admit(stream: &UnixStream, client_uid: u32) -> Result<(), ServerMe
         Err(error) => Err(ServerMessage::fatal("28000", format!("can't tell who you are: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::Outcome;
+
+    fn ours() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    #[tokio::test]
+    async fn only_the_one_user_is_admitted() {
+        let (_near, far) = UnixStream::pair().unwrap();
+        assert_eq!(admit(&far, ours()), Ok(()));
+        assert_eq!(admit(&far, ours() + 1).unwrap_err().code, "28000");
+    }
+
+    #[tokio::test]
+    async fn the_folder_is_made_private_and_what_is_in_the_way_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("feed");
+        fs::create_dir(&folder).unwrap();
+        fs::write(socket_path(&folder), "notes").unwrap();
+        let error = listen(&folder, ours()).unwrap_err();
+        assert_eq!(Fault::outcome_of(&error), Outcome::Refused, "{error:#}");
+        assert_eq!(fs::read(socket_path(&folder)).unwrap(), b"notes");
+
+        fs::remove_file(socket_path(&folder)).unwrap();
+        listen(&folder, ours()).unwrap();
+        assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
+        let error = listen(&root.path().join("x".repeat(108)), ours()).unwrap_err();
+        assert_eq!(Fault::outcome_of(&error), Outcome::Usage, "{error:#}");
+    }
+}

@@ -15,6 +15,8 @@ mod ledger;
 mod proxy;
 /// Lag, without a sidecar and with.
 mod lag;
+/// The replication protocol, server side: real standbys and tools on the feed.
+mod feed;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.
