@@ -92,8 +92,10 @@ impl Source {
                 Found::Nothing => self.at_end = true,
                 Found::Piece(piece) => {
                     if let Piece::Wal { start_lsn, data } = &piece {
-                        assert_eq!(*start_lsn, self.lsn, "PostgreSQL does not check that WAL is continuous");
-                        self.lsn = *start_lsn + data.len() as u64;
+                        // PostgreSQL does not check this: a gap would be replayed.
+                        let (start_lsn, lsn) = (*start_lsn, self.lsn);
+                        anyhow::ensure!(start_lsn == lsn, "the store gave {start_lsn} where {lsn} was due");
+                        self.lsn = start_lsn + data.len() as u64;
                     }
                     return Ok(piece);
                 }

@@ -12,7 +12,7 @@ use walship::demo::{Account, Binaries, Cluster, ClusterOptions, StopMode};
 use walship::feed::{self, ReplyRequests, ServerVersion};
 use walship::pg::message::copy::{FromClient, Status};
 use walship::pg::replication::{Event, Replication, Started};
-use walship::pg::{Conninfo, History, Lsn, SegmentNumber, SegmentSize, TimelineId};
+use walship::pg::{Conninfo, History, Lsn, SegmentNumber, SegmentSize, TimelineId, WAL_PAGE_BYTES};
 use walship::store::{NewStore, Store, StoreError, TimelineIdentity, Writer};
 use walship::vitals::Vitals;
 
@@ -187,6 +187,44 @@ fn pump(connection: Replication, mut writer: Writer) -> Running<Writer> {
     })
 }
 
+/// Ends the store's first timeline where a promoted server left it, and moves the second one's WAL.
+async fn go_on_with(promoted: &Cluster, writer: Writer) -> (Lsn, Running<Writer>) {
+    let mut connection = replication(promoted).await;
+    let history = connection.timeline_history(TimelineId(2)).await.unwrap();
+    let fork = History::parse(&history).unwrap().parent().unwrap().lsn;
+    let parent = Some((TimelineId(1), fork));
+    let second = TimelineIdentity { timeline: TimelineId(2), parent, branch: None };
+    let writer = write(writer, move |writer| {
+        writer.end_timeline(fork)?;
+        writer.begin_timeline(second, Some(&history), fork.align_down(SEGMENT_BYTES))
+    });
+    (fork, pump(connection, writer.await))
+}
+
+/// Moves WAL into the store until a part of a record longer than a message is there, and no more.
+async fn pump_half_a_record(primary: &Cluster, mut writer: Writer) -> Writer {
+    let (timeline, end) = writer.end().unwrap();
+    let started = replication(primary).await.start(timeline, end).await.unwrap();
+    let Started::Streaming(mut incoming, _outgoing) = started else { panic!("{end} is an end") };
+    let long = "SELECT pg_logical_emit_message(true, 'long', repeat('x', 900000))";
+    primary.sql(long).await.unwrap();
+    loop {
+        let event = tokio::time::timeout(PATIENCE, incoming.next()).await.unwrap().unwrap();
+        let Event::Wal(wal) = event else { continue };
+        let half = (wal.start_lsn + wal.data.len() as u64 / 2).align_down(WAL_PAGE_BYTES);
+        let is_long = wal.data.len() > 100_000;
+        let data = if is_long { wal.data.slice(..(half - wal.start_lsn) as usize) } else { wal.data };
+        let append = write(writer, move |writer| {
+            writer.append(wal.start_lsn, &data)?;
+            writer.sync().map(drop)
+        });
+        writer = append.await;
+        if is_long {
+            return writer;
+        }
+    }
+}
+
 async fn insert(cluster: &Cluster, rows: u32) {
     let statement =
         format!("INSERT INTO t SELECT n, repeat(n::text, n % 300) FROM generate_series(1, {rows}) AS n");
@@ -269,17 +307,8 @@ async fn standbys_follow_a_promotion_without_a_restart() {
     tokio::time::timeout(PATIENCE, drained).await.unwrap().unwrap();
     winner.promote().await.unwrap();
 
-    let mut connection = replication(winner).await;
-    let history = connection.timeline_history(TimelineId(2)).await.unwrap();
-    let fork = History::parse(&history).unwrap().parent().unwrap().lsn;
+    let (fork, pumping) = go_on_with(winner, writer).await;
     assert_eq!(fork, end);
-    let second =
-        TimelineIdentity { timeline: TimelineId(2), parent: Some((TimelineId(1), fork)), branch: None };
-    let writer = write(writer, move |writer| {
-        writer.end_timeline(fork)?;
-        writer.begin_timeline(second, Some(&history), fork.align_down(SEGMENT_BYTES))
-    });
-    let pumping = pump(connection, writer.await);
     insert(winner, 20_000).await;
     scene.follows(follower, winner).await;
     assert_eq!(follower.value("SELECT pid FROM pg_stat_wal_receiver").await.unwrap(), receiver);
@@ -295,6 +324,37 @@ async fn standbys_follow_a_promotion_without_a_restart() {
         standby.stop(StopMode::Fast).await.unwrap();
         assert_wal_was_sound(standby);
     }
+    assert!(feeding.stop().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_cut_off_with_the_primary_harms_nobody() {
+    let (scene, writer) = Scene::new(2).await;
+    let [winner, follower] = &scene.copies[..] else { panic!("two copies") };
+    let pumping = pump(replication(&scene.primary).await, writer);
+    let feeding = scene.feed();
+    winner.start().await.unwrap();
+    follower.start().await.unwrap();
+    insert(&scene.primary, 1_000).await;
+    scene.follows(winner, &scene.primary).await;
+    scene.follows(follower, &scene.primary).await;
+    let receiver = follower.value("SELECT pid FROM pg_stat_wal_receiver").await.unwrap();
+
+    let writer = pump_half_a_record(&scene.primary, pumping.stop().await).await;
+    scene.primary.kill().await.unwrap();
+    let end = scene.store_end();
+    for standby in [winner, follower] {
+        let received = format!("SELECT flushed_lsn >= '{end}' FROM pg_stat_wal_receiver");
+        standby.wait_until(&received, PATIENCE).await.unwrap();
+    }
+    winner.promote().await.unwrap();
+    let (fork, pumping) = go_on_with(winner, writer).await;
+    assert!(fork < end, "all of {end} was a whole record");
+    insert(winner, 5_000).await;
+    scene.follows(follower, winner).await;
+    assert_eq!(follower.value("SELECT pid FROM pg_stat_wal_receiver").await.unwrap(), receiver);
+    assert_wal_was_sound(follower);
+    pumping.stop().await;
     assert!(feeding.stop().await.is_ok());
 }
 

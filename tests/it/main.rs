@@ -7,16 +7,16 @@ mod harness;
 
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
 mod cluster;
+/// The replication protocol, server side: real standbys and tools on the feed.
+mod feed;
 /// The harness itself: what it must notice, it notices.
 mod harness_itself;
+/// Lag, without a sidecar and with.
+mod lag;
 /// What acknowledged rows are checked with.
 mod ledger;
 /// The bad network that other tests rely on.
 mod proxy;
-/// Lag, without a sidecar and with.
-mod lag;
-/// The replication protocol, server side: real standbys and tools on the feed.
-mod feed;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.
