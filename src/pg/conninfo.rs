@@ -198,6 +198,10 @@ impl Conninfo {
         self.config.get_channel_binding()
     }
 
+    pub(super) fn options(&self) -> &str {
+        self.config.get_options().unwrap_or_default()
+    }
+
     pub(super) fn password(&self) -> Option<&[u8]> {
         self.config.get_password()
     }

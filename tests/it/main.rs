@@ -5,6 +5,8 @@
 /// The vocabulary that the others are written in.
 mod harness;
 
+/// The primary's WAL into the store.
+mod capture;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
 mod cluster;
 /// The replication protocol, server side: real standbys and tools on the feed.

@@ -1,29 +1,15 @@
 //! The replication protocol, client side: logging in, streaming, and how streams end.
 
-use std::net::TcpListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
-use walship::demo::{Account, Binaries, Cluster, ClusterOptions, StopMode};
+use tokio_rustls::rustls::ClientConfig;
+use walship::demo::{Cluster, ClusterOptions, StopMode};
 use walship::pg::replication::{Event, Incoming, Outgoing, Replication, ReplicationError, Started};
 use walship::pg::sql::Sql;
 use walship::pg::{Conninfo, Lsn, TimelineId};
 
-async fn cluster_in(folder: &Path, options: &ClusterOptions) -> Cluster {
-    let (binaries, account) = (Binaries::find().unwrap(), Account::for_postgres().unwrap());
-    let cluster = Cluster::create(folder, &binaries, &account, options).await.unwrap();
-    cluster.start().await.unwrap();
-    cluster
-}
-
-fn folder_for_postgres() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    Account::for_postgres().unwrap().own(folder.path()).unwrap();
-    folder
-}
+use crate::harness::Test;
 
 async fn connect(cluster: &Cluster) -> Replication {
     let info = Conninfo::parse(&cluster.conninfo()).unwrap();
@@ -43,8 +29,8 @@ async fn next(incoming: &mut Incoming) -> Result<Event, ReplicationError> {
 
 #[tokio::test]
 async fn wal_flows_from_the_position_asked_for_until_the_server_stops() {
-    let folder = folder_for_postgres();
-    let cluster = cluster_in(folder.path(), &ClusterOptions::default()).await;
+    let test = Test::new();
+    let cluster = test.cluster("db1", ClusterOptions::default()).await;
     let mut connection = connect(&cluster).await;
     let identity = connection.identify_system().await.unwrap();
     let sql = Sql::connect(&Conninfo::parse(&cluster.conninfo()).unwrap()).await.unwrap();
@@ -76,9 +62,9 @@ async fn wal_flows_from_the_position_asked_for_until_the_server_stops() {
 
 #[tokio::test]
 async fn refusals_are_sorted() {
-    let folder = folder_for_postgres();
+    let test = Test::new();
     let options = ClusterOptions::default().set("min_wal_size", "2MB").set("max_wal_size", "2MB");
-    let cluster = cluster_in(folder.path(), &options).await;
+    let cluster = test.cluster("db1", options).await;
     let flushed = connect(&cluster).await.identify_system().await.unwrap().flushed;
     let first = flushed.align_down(1 << 20);
     for _ in 0..6 {
@@ -94,8 +80,11 @@ async fn refusals_are_sorted() {
     // … and these before.
     let error = connect(&cluster).await.start(TimelineId(7), first).await.err().unwrap();
     assert!(matches!(&error, ReplicationError::NotInHistory { .. }), "{error}");
-    let error = connect(&cluster).await.timeline_history(TimelineId(7)).await.unwrap_err();
+    let mut connection = connect(&cluster).await;
+    let error = connection.timeline_history(TimelineId(7)).await.unwrap_err();
     assert!(matches!(&error, ReplicationError::WalRemoved { .. }), "{error}"); // 58P01: no such file
+    assert!(connection.show("a typo").await.is_err());
+    connection.identify_system().await.expect("a connection that takes the next command");
 
     cluster.sql("CREATE ROLE nobody LOGIN").await.unwrap();
     let nobody = Conninfo::parse(&cluster.conninfo_as("nobody")).unwrap();
@@ -117,12 +106,11 @@ async fn refusals_are_sorted() {
 
 #[tokio::test]
 async fn the_end_of_a_timeline_names_the_next_one() {
-    let folder = folder_for_postgres();
-    let primary = cluster_in(&folder.path().join("a"), &ClusterOptions::default()).await;
+    let test = Test::new();
+    let primary = test.cluster("db1", ClusterOptions::default()).await;
     let standby = {
-        let (binaries, account) = (primary.binaries(), primary.account());
-        let standby = Cluster::at(&folder.path().join("b"), binaries, account).unwrap();
-        let mut backup = account.command(binaries.program("pg_basebackup"));
+        let standby = test.empty_cluster("db2");
+        let mut backup = test.account.command(test.binaries.program("pg_basebackup"));
         backup.args(["--checkpoint=fast", "--write-recovery-conf", "--no-sync", "--dbname"]);
         backup.arg(primary.conninfo()).arg("--pgdata").arg(standby.data_directory());
         standby.run(backup).await.unwrap();
@@ -161,12 +149,12 @@ async fn the_end_of_a_timeline_names_the_next_one() {
 
 #[tokio::test]
 async fn passwords_and_channel_binding() {
-    let folder = folder_for_postgres();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let test = Test::new();
+    let port = test.port();
     let options =
         ClusterOptions::default().set("listen_addresses", "127.0.0.1").set("port", &port.to_string());
-    let (binaries, account) = (Binaries::find().unwrap(), Account::for_postgres().unwrap());
-    let cluster = Cluster::create(folder.path(), &binaries, &account, &options).await.unwrap();
+    let folder = test.folder().join("db1");
+    let cluster = Cluster::create(&folder, &test.binaries, &test.account, &options).await.unwrap();
     let tls = serve_tls(&cluster);
     let hba = "local all all trust\nhost all scram 127.0.0.1/32 scram-sha-256\n\
                host replication scram 127.0.0.1/32 scram-sha-256\nhost replication md5 127.0.0.1/32 md5\n\
@@ -186,7 +174,7 @@ async fn passwords_and_channel_binding() {
     };
     for (rest, fits) in [
         ("user=scram password=secret sslmode=disable", true),
-        ("user=scram password=secret", true),
+        ("user=scram password=secret options='-c wal_sender_timeout=7s'", true),
         ("user=scram password=secret sslmode=require channel_binding=require", true),
         ("user=scram password=secret sslmode=disable channel_binding=require", false),
         ("user=scram password=wrong", false),
@@ -200,6 +188,8 @@ async fn passwords_and_channel_binding() {
         let mut result = Replication::connect(&info(rest), "walship").await;
         if let Ok(connection) = &mut result {
             connection.identify_system().await.unwrap();
+            let expected = if rest.contains("7s") { "7s" } else { "1min" };
+            assert_eq!(connection.show("wal_sender_timeout").await.unwrap(), expected);
         }
         let refused = matches!(&result, Err(ReplicationError::AuthenticationFailed { .. }));
         assert!(result.is_ok() == fits && refused != fits, "{rest}: {:?}", result.err());
@@ -210,7 +200,7 @@ async fn passwords_and_channel_binding() {
     assert!(sql.facts().await.is_ok());
 }
 
-/// Gives the server a certificate for `localhost`; returns what trusts it.
+/// Gives the server a certificate; returns what accepts it.
 fn serve_tls(cluster: &Cluster) -> Arc<ClientConfig> {
     let key = rcgen::KeyPair::generate().unwrap();
     let certificate =
@@ -222,10 +212,5 @@ fn serve_tls(cluster: &Cluster) -> Arc<ClientConfig> {
         cluster.account().own(&path).unwrap();
     }
     cluster.append_to("postgresql.conf", "ssl = on\n").unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(certificate.der().to_vec())).unwrap();
-    let provider = Arc::new(crypto::ring::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    Arc::new(builder.with_root_certificates(roots).with_no_client_auth())
+    Arc::new(walship::tls::for_postgres().unwrap())
 }

@@ -1,17 +1,15 @@
 //! The few queries, what they need, and how their errors are sorted.
 
-use walship::demo::{Account, Binaries, Cluster, ClusterOptions, StopMode};
+use walship::demo::{Cluster, ClusterOptions, StopMode};
 use walship::pg::sql::server::WalPositions;
 use walship::pg::sql::slot::WalStatus;
 use walship::pg::sql::{Grant, Sql, SqlError};
 use walship::pg::{Conninfo, TimelineId};
 
-async fn running_cluster(folder: &tempfile::TempDir) -> Cluster {
-    let (binaries, account) = (Binaries::find().unwrap(), Account::for_postgres().unwrap());
-    account.own(folder.path()).unwrap();
-    let options = ClusterOptions::default();
-    let cluster = Cluster::create(folder.path(), &binaries, &account, &options).await.unwrap();
-    cluster.start().await.unwrap();
+use crate::harness::{PATIENCE, Test};
+
+async fn running_cluster(test: &Test) -> Cluster {
+    let cluster = test.cluster("db1", ClusterOptions::default()).await;
     cluster.sql("CREATE ROLE walship LOGIN PASSWORD 'secret'").await.unwrap();
     cluster
 }
@@ -22,8 +20,8 @@ fn conninfo(cluster: &Cluster) -> Conninfo {
 
 #[tokio::test]
 async fn every_privilege_is_missed_by_name_and_mended_by_its_sql() {
-    let folder = tempfile::tempdir().unwrap();
-    let cluster = running_cluster(&folder).await;
+    let test = Test::new();
+    let cluster = running_cluster(&test).await;
     let sql = Sql::connect(&conninfo(&cluster)).await.unwrap();
 
     let refusals = [
@@ -49,8 +47,8 @@ async fn every_privilege_is_missed_by_name_and_mended_by_its_sql() {
 
 #[tokio::test]
 async fn facts_positions_slots_and_backups() {
-    let folder = tempfile::tempdir().unwrap();
-    let cluster = running_cluster(&folder).await;
+    let test = Test::new();
+    let cluster = running_cluster(&test).await;
     let sql = Sql::connect(&Conninfo::parse(&cluster.conninfo()).unwrap()).await.unwrap();
 
     let facts = sql.facts().await.unwrap();
@@ -86,12 +84,15 @@ async fn facts_positions_slots_and_backups() {
 
 #[tokio::test]
 async fn what_cannot_be_reached_says_so_and_an_end_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    let cluster = running_cluster(&folder).await;
+    let test = Test::new();
+    let cluster = running_cluster(&test).await;
     let info = conninfo(&cluster);
     let sql = Sql::connect(&info).await.unwrap();
     cluster.stop(StopMode::Fast).await.unwrap();
-    assert_eq!(sql.ended().await, "terminating connection due to administrator command");
+    // Whether its last words, the end of the stream or a reset is seen first is chance.
+    let ended = tokio::time::timeout(PATIENCE, sql.ended()).await.unwrap();
+    let reasons = ["terminating connection", "closed", "error communicating with the server: "];
+    assert!(reasons.iter().any(|reason| ended.contains(reason)), "{ended}");
     let error = sql.facts().await.unwrap_err();
     assert!(matches!(&error, SqlError::Unreachable { .. }) && error.is_transient(), "{error}");
     let error = Sql::connect(&info).await.unwrap_err();

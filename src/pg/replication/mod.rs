@@ -61,8 +61,12 @@ impl Replication {
         let socket = socket::open(conninfo).await.map_err(|error| party.unreachable(error.to_string()))?;
         let (reader, writer) = (MessageReader::new(socket.reader), MessageWriter::new(socket.writer));
         let mut replication = Replication { reader, writer, party };
-        let parameters =
-            [("user", conninfo.user()), ("replication", "true"), ("application_name", application_name)];
+        let parameters = [
+            ("user", conninfo.user()),
+            ("replication", "true"),
+            ("application_name", application_name),
+            ("options", conninfo.options()),
+        ];
         let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         Startup::Session { minor: 0, parameters }.encode(replication.writer.buffer());
         replication.flush().await?;
@@ -142,15 +146,18 @@ impl Replication {
         }
     }
 
-    /// Collects rows until the server is ready for the next command. An error leaves the connection in an unknown
-    /// state: it is to be dropped.
+    /// Collects rows until the server is ready for the next command, as it is after a plain error, too.
     async fn rows_to_ready(&mut self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
+        let mut refused = None;
         loop {
             match self.read_in_time().await? {
                 Backend::DataRow(row) if rows.len() < ROWS_MAX => rows.push(row),
                 Backend::RowDescription(_) | Backend::CommandComplete(_) => {}
-                Backend::ReadyForQuery { .. } => return Ok(rows),
+                Backend::ReadyForQuery { .. } => return refused.map_or(Ok(rows), Err),
+                Backend::ErrorResponse(error) if error.severity == "ERROR" => {
+                    refused = Some(self.party.sort(error));
+                }
                 Backend::ErrorResponse(error) => return Err(self.party.sort(error)),
                 _ => return Err(self.party.protocol("an unexpected message in the answer to a command")),
             }

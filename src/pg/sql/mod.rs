@@ -201,7 +201,11 @@ where
     tokio::spawn(async move {
         let reason = match connection.await {
             Ok(()) => "the connection was closed".to_owned(),
-            Err(error) => error.as_db_error().map_or_else(|| error.to_string(), |db| db.message().to_owned()),
+            Err(error) => match (error.as_db_error(), std::error::Error::source(&error)) {
+                (Some(db), _) => db.message().to_owned(),
+                (None, Some(cause)) => format!("{error}: {cause}"),
+                (None, None) => error.to_string(),
+            },
         };
         sender.send_replace(Some(reason));
     });
