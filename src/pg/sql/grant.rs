@@ -99,7 +99,7 @@ impl Sql {
 }
 
 /// Quotes an identifier where SQL needs it, as `quote_ident` does for all but reserved words.
-fn quote_identifier(name: &str) -> String {
+pub fn quote_identifier(name: &str) -> String {
     let first_plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
     let plain = first_plain && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }

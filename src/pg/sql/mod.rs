@@ -25,7 +25,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::{Conninfo, Lsn, WAL_PAGE_BYTES};
 pub use error::SqlError;
 use error::{Party, Task};
-pub use grant::Grant;
+pub use grant::{Grant, quote_identifier};
 
 /// What pg_stat_activity shows of us.
 const APPLICATION_NAME: &str = "walship sql";

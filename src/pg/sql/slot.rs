@@ -63,6 +63,14 @@ impl Sql {
         }))
     }
 
+    /// How many slots of any kind there are, of `max_replication_slots`.
+    pub async fn count_slots(&self) -> Result<usize, SqlError> {
+        const TASK: Task = Task::look("count the replication slots");
+        let row = self.row(TASK, "SELECT count(*) FROM pg_replication_slots", &[]).await?;
+        let count: i64 = Sql::value(TASK, &row, 0)?;
+        Ok(usize::try_from(count).unwrap_or_default())
+    }
+
     /// Makes a physical slot that keeps WAL from the last checkpoint on, at once.
     pub async fn create_slot(&self, name: &str) -> Result<Lsn, SqlError> {
         const TASK: Task = Task::needing("create the replication slot", Grant::Replication);
