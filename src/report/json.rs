@@ -5,9 +5,11 @@
 //! that a newer walship adds are ignored. Times are RFC 3339 in UTC, durations are seconds, what is not known is
 //! `null`, and the system identifier is a string, because it does not fit the numbers of every JSON reader.
 
+mod check;
 mod lag;
 mod mirror;
 
+pub use check::check;
 pub use lag::{LagJson, lag};
 pub use mirror::StatusJson;
 

@@ -6,6 +6,7 @@
 //! here and unknown there, never zero.
 
 pub mod bare;
+pub mod check;
 pub mod gather;
 pub mod json;
 pub mod lag;

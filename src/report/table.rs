@@ -1,6 +1,10 @@
 //! Status and lag for people: aligned columns of ASCII, binary units, at most 100 columns wide where names allow.
 
+mod check;
+
 use std::fmt::Write;
+
+pub use check::check;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};

@@ -7,6 +7,8 @@ mod harness;
 
 /// The primary's WAL into the store.
 mod capture;
+/// What `walship check` finds, and whether what it prints mends it.
+mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
 mod cluster;
 /// The replication protocol, server side: real standbys and tools on the feed.

@@ -1,0 +1,48 @@
+//! `walship check`: whether everything is as it must be, and what mends it.
+
+use anyhow::Context;
+use clap::ValueEnum;
+
+use super::exit::Exit;
+use super::output;
+use crate::report::check::gather::{self, Subject};
+use crate::report::check::{self, Facts};
+use crate::report::{json, table};
+
+/// Look at PostgreSQL, its role, grants and settings, the folders, certificates and addresses, and print the SQL or
+/// command that mends what is wrong. Changes nothing.
+///
+/// Exit codes: 0 ok, 1 warning, 2 critical, 3 unknown or wrong usage.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// How to print it.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// How to print what was found.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+/// Looks, judges and prints.
+pub async fn run(args: &Args, subject: &Subject) -> anyhow::Result<Exit> {
+    let facts = gather::facts(subject).await?;
+    let (text, exit) = render(&facts, args.format)?;
+    output::print(&text)?;
+    Ok(exit)
+}
+
+/// The judgement of what was seen in one of its forms, and the exit code that goes with it.
+pub fn render(facts: &Facts, format: Format) -> anyhow::Result<(String, Exit)> {
+    let findings = check::evaluate(facts);
+    let text = match format {
+        Format::Table => table::check(facts, &findings),
+        Format::Json => json::check(&findings).context("render the findings as JSON")?,
+    };
+    Ok((text, Exit::Found(check::worst(&findings))))
+}
