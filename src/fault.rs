@@ -39,6 +39,11 @@ impl Fault {
             .into()
     }
 
+    /// An error with a hint, for where there is no `Result` at hand.
+    pub fn advise(error: impl Into<anyhow::Error>, hint: impl Into<String>) -> anyhow::Error {
+        Fault { hint: Some(hint.into()), ..Fault::of(error.into()) }.into()
+    }
+
     /// The fault that an error already is, or a bare one around it.
     fn of(error: anyhow::Error) -> Fault {
         error.downcast::<Fault>().unwrap_or_else(|error| Fault { error, hint: None, outcome: None })
@@ -81,7 +86,7 @@ pub trait WithFault<T> {
 
 impl<T, E: Into<anyhow::Error>> WithFault<T> for Result<T, E> {
     fn hint(self, hint: impl Into<String>) -> anyhow::Result<T> {
-        self.map_err(|e| Fault { hint: Some(hint.into()), ..Fault::of(e.into()) }.into())
+        self.map_err(|e| Fault::advise(e, hint))
     }
 
     fn outcome(self, outcome: Outcome) -> anyhow::Result<T> {

@@ -4,6 +4,7 @@
 //! over any byte stream. [`dial`] and [`listen`] make such streams between hosts, and [`handshake`] finds out whether
 //! the two ends belong together. Nothing here knows what a message is good for: that is the stages' business.
 
+pub mod attended;
 pub mod conn;
 pub mod dial;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod socket;
 
 use std::time::Duration;
 
+pub use attended::{Attended, Heard};
 pub use conn::{Conn, Reader, Writer};
 pub use error::LinkError;
 pub use listen::Listener;
