@@ -62,7 +62,7 @@ pub type Job = Vec<PathBuf>;
 
 /// What the walk needs to know.
 #[derive(Clone, Copy, Debug)]
-pub struct Source<'a> {
+pub struct Cluster<'a> {
     /// The data directory.
     pub data_directory: &'a Path,
     /// PostgreSQL's major version.
@@ -71,7 +71,7 @@ pub struct Source<'a> {
     pub catalog_version: u32,
 }
 
-impl Source<'_> {
+impl Cluster<'_> {
     /// The folder that belongs to this cluster in each of its tablespaces.
     pub fn tablespace_folder(&self) -> String {
         format!("PG_{}_{}", self.major, self.catalog_version)
@@ -298,7 +298,7 @@ mod tests {
     }
 
     fn plan(root: &Path, major: u32) -> Plan {
-        Source { data_directory: root, major, catalog_version: 42 }.plan().unwrap()
+        Cluster { data_directory: root, major, catalog_version: 42 }.plan().unwrap()
     }
 
     fn names(paths: impl IntoIterator<Item = PathBuf>) -> Vec<String> {
@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     fn an_unreadable_data_directory_is_an_error() {
-        let source = Source { data_directory: Path::new("/nonexistent"), major: 15, catalog_version: 42 };
-        assert_eq!(source.plan().unwrap_err().to_string(), "read folder /nonexistent/pg_tblspc");
+        let cluster = Cluster { data_directory: Path::new("/nonexistent"), major: 15, catalog_version: 42 };
+        assert_eq!(cluster.plan().unwrap_err().to_string(), "read folder /nonexistent/pg_tblspc");
     }
 }
