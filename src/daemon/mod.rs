@@ -1,1 +1,3 @@
 //! Which stages run in which role, and the change between them.
+
+pub mod local_copy;

@@ -140,22 +140,20 @@ pub fn require_free(target: &Path, expected: Option<u64>) -> anyhow::Result<Stan
     }
 }
 
-/// Makes the target an empty folder that only its owner can enter; what an incomplete copy left goes.
-pub fn make_empty(target: &Path, standing: &Standing) -> Result<(), FileError> {
-    if let Standing::Incomplete(marker) = standing {
-        for folder in &marker.tablespace_folders {
-            remove_tree(folder)?;
-        }
-        clear(target)?;
-    }
+/// Makes the target a folder that only its owner can enter.
+pub fn make_private(target: &Path) -> Result<(), FileError> {
     durable::create_folder(target)?;
     // PostgreSQL refuses a data directory that others can enter; initdb mends it in the same way.
     fs::set_permissions(target, fs::Permissions::from_mode(0o700))
         .map_err(|e| FileError::new("change the permissions of", target, e))
 }
 
-/// Removes everything in a folder, the marker last, so that a second attempt finds it.
-fn clear(target: &Path) -> Result<(), FileError> {
+/// Removes what an incomplete copy left, here and in its tablespaces; the marker last, so that a second attempt
+/// still finds it.
+pub fn clear_away(target: &Path, marker: &Marker) -> Result<(), FileError> {
+    for folder in &marker.tablespace_folders {
+        remove_tree(folder)?;
+    }
     let failed = |e| FileError::new("read folder", target, e);
     for entry in fs::read_dir(target).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
@@ -219,8 +217,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let target = root.path().join("a/data");
         for _ in 0..2 {
-            let standing = require_free(&target, None).unwrap();
-            make_empty(&target, &standing).unwrap();
+            require_free(&target, None).unwrap();
+            make_private(&target).unwrap();
             assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o700);
             fs::set_permissions(&target, fs::Permissions::from_mode(0o755)).unwrap();
         }
@@ -237,8 +235,8 @@ mod tests {
         std::os::unix::fs::symlink(&elsewhere, target.join("link")).unwrap();
         Marker::new(1, vec![elsewhere.join("PG_15_42")]).write(&target).unwrap();
         let standing = require_free(&target, Some(1)).unwrap();
-        assert!(matches!(standing, Standing::Incomplete(_)), "{standing}");
-        make_empty(&target, &standing).unwrap();
+        let Standing::Incomplete(marker) = standing else { panic!("{standing}") };
+        clear_away(&target, &marker).unwrap();
         assert!(matches!(Standing::at(&target).unwrap(), Standing::Empty));
         let left: Vec<_> =
             fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -253,7 +251,7 @@ mod tests {
             names.iter().for_each(|(name, content)| put(folder.path(), name, content));
             let error = require_free(folder.path(), expected).unwrap_err();
             assert_eq!(Fault::outcome_of(&error), Outcome::Refused);
-            assert_eq!(fs::read_dir(folder.path()).unwrap().count() > 0, true);
+            assert!(fs::read_dir(folder.path()).unwrap().count() > 0);
             (error.to_string(), Fault::hint_of(&error).unwrap().to_owned())
         };
         let control = control_file();

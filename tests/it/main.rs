@@ -21,6 +21,8 @@ mod lag;
 mod ledger;
 /// The bad network that other tests rely on.
 mod proxy;
+/// Base backups: what is copied, verified and refused.
+mod copy;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.

@@ -80,6 +80,13 @@ impl Sql {
             .ok_or_else(|| SqlError::Other { task: TASK.name, reason: "it reserved no WAL".to_owned() })
     }
 
+    /// Keeps WAL from the last checkpoint on for as long as this connection lives, in a temporary slot.
+    pub async fn hold_wal(&self, slot: &str) -> Result<(), SqlError> {
+        const TASK: Task = Task::needing("hold WAL in a temporary slot", Grant::Replication);
+        let sql = "SELECT lsn FROM pg_create_physical_replication_slot($1::text::name, true, true)";
+        self.row(TASK, sql, &[&slot]).await.map(|_| ())
+    }
+
     /// Lets go of the WAL below `lsn`; returns where the slot stands then.
     pub async fn advance_slot(&self, name: &str, lsn: Lsn) -> Result<Lsn, SqlError> {
         const TASK: Task = Task::needing("advance the replication slot", Grant::Replication);
