@@ -1,3 +1,181 @@
 //! Which stages run in which role, and the change between them.
+//!
+//! One process per node. It opens the store, listens, and then lives as a primary or as a standby; a promotion ends the
+//! one life and begins the other, in the same process on the same store. SIGTERM ends it and leaves PostgreSQL running.
 
+mod accept;
+pub mod control;
+mod follow;
 pub mod local_copy;
+mod members;
+mod node;
+mod postgres;
+mod primary;
+mod promotion;
+mod retention;
+mod signals;
+mod standby;
+mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::fault::{Fault, WithFault};
+use crate::pg::control::ControlFile;
+use crate::pg::sql::Sql;
+use crate::pg::{Lsn, TimelineId};
+use crate::store::{NewStore, NodeRole, Store, StoreError};
+
+use node::Node;
+
+/// What still runs when the process ends is given so long.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs the node as its role has it, until it is told to stop.
+pub async fn run(config: Config, role: NodeRole) -> anyhow::Result<()> {
+    let store = open_store(&config).await?;
+    serve(config, store, role, None).await
+}
+
+/// Runs whatever role the node had last; a standby's PostgreSQL is started when it is down.
+pub async fn resume(config: Config) -> anyhow::Result<()> {
+    let folder = config.store.clone();
+    if !Store::exists(&folder) {
+        return Err(Fault::usage(
+            format!("this node has no role yet: {} holds no store", folder.display()),
+            "Start it as what it is: `walship primary`, or `walship standby --join FILE`.",
+        ));
+    }
+    let store = open_store(&config).await?;
+    let state = store.state();
+    let Some(mut role) = state.role else {
+        return Err(Fault::usage(
+            "this node has no role yet",
+            "Start it as what it is: `walship primary`, or `walship standby --join FILE`.",
+        ));
+    };
+    if role == NodeRole::Standby {
+        let promoted = state.promoting.is_some() && is_primary(&config).await;
+        if promoted {
+            tracing::info!(
+                "a promotion was interrupted after PostgreSQL was promoted: this node is the primary"
+            );
+            role = NodeRole::Primary;
+        } else if !postgres::is_running(&config.postgres.data_directory).context("look for PostgreSQL")? {
+            tracing::info!("PostgreSQL is down: starting it");
+            postgres::start(&config).await?;
+        }
+    }
+    serve(config, store, role, None).await
+}
+
+async fn is_primary(config: &Config) -> bool {
+    match async {
+        Ok::<_, anyhow::Error>(!Sql::connect(&node::conninfo(config)?).await?.is_in_recovery().await?)
+    }
+    .await
+    {
+        Ok(is_primary) => is_primary,
+        Err(error) => {
+            tracing::debug!("PostgreSQL can't be asked: {error:#}");
+            false
+        }
+    }
+}
+
+/// Opens the store, or makes it for the cluster in the data directory.
+async fn open_store(config: &Config) -> anyhow::Result<Store> {
+    let (folder, data_directory) = (config.store.clone(), config.postgres.data_directory.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        let control = ControlFile::read(&data_directory)
+            .hint("`data_directory` in [postgres] must be this node's PostgreSQL data directory.")?;
+        if !Store::exists(&folder) {
+            let new =
+                NewStore { system_identifier: control.system_identifier, segment_size: control.segment_size };
+            return Ok(Store::create(&folder, new)?);
+        }
+        let store = Store::open(&folder)?;
+        let ours = store.identity().system_identifier;
+        if ours != control.system_identifier {
+            return Err(Fault::refused(
+                format!(
+                    "the store {} belongs to the cluster {ours}, and {} to {}",
+                    folder.display(),
+                    data_directory.display(),
+                    control.system_identifier
+                ),
+                "Name another store in walship.toml, or the data directory that the store belongs to.",
+            ));
+        }
+        Ok(store)
+    });
+    opened.await.context("open the store")?.map_err(explain)
+}
+
+/// Adds what to do to an error of opening a store.
+fn explain(error: anyhow::Error) -> anyhow::Error {
+    let hint = match error.downcast_ref::<StoreError>() {
+        Some(StoreError::Locked { .. }) => "This node's sidecar runs already: `walship status` asks it.",
+        Some(StoreError::Corrupt { .. }) => {
+            "What is damaged can't be repaired: move the store away and seed this node anew."
+        }
+        _ => return error,
+    };
+    match Err::<(), _>(error).hint(hint) {
+        Err(error) => error,
+        Ok(()) => unreachable!("an error stays one"),
+    }
+}
+
+/// Listens, and lives as a primary or a standby. `start` is where an empty store begins.
+pub(crate) async fn serve(
+    config: Config,
+    store: Store,
+    role: NodeRole,
+    start: Option<(TimelineId, Lsn)>,
+) -> anyhow::Result<()> {
+    let (promotions, mut requests) = mpsc::channel(1);
+    let made = tokio::task::spawn_blocking(move || Node::new(config, store, role, promotions));
+    let node = made.await.context("set the node up")??;
+    let listener = accept::bind(&node).await?;
+    let address = listener.local_address()?;
+    let control = control::bind(node.store.folder())?;
+    tracing::info!(node = %node.config.name, %address, role = ?role, "walship {} is running", env!("CARGO_PKG_VERSION"));
+    let accepting = node.tasks.spawn(accept::run(Arc::clone(&node), listener));
+    let controlling = node.tasks.spawn(control::run(Arc::clone(&node), control));
+    signals::notify(&[sd_notify::NotifyState::Ready]);
+    // The first that ends decides: the role's stages by themselves or at the token, the rest only by failing.
+    let ended = tokio::select! {
+        ended = live(&node, role, start, &mut requests) => ended,
+        ended = signals::run(Arc::clone(&node)) => ended,
+        () = signals::feed_watchdog_for_ever() => Ok(()),
+        _ = accepting => Err(anyhow::anyhow!("connections are no longer accepted")),
+        _ = controlling => Err(anyhow::anyhow!("the control socket is no longer served")),
+    };
+    let asked_to = node.token.is_cancelled();
+    node.token.cancel();
+    node.tasks.close();
+    if tokio::time::timeout(STOP_WITHIN, node.tasks.wait()).await.is_err() {
+        tracing::warn!("some tasks did not end within {} s", STOP_WITHIN.as_secs());
+    }
+    if asked_to { Ok(()) } else { ended }
+}
+
+/// One role after another.
+async fn live(
+    node: &Arc<Node>,
+    role: NodeRole,
+    start: Option<(TimelineId, Lsn)>,
+    requests: &mut mpsc::Receiver<promotion::Request>,
+) -> anyhow::Result<()> {
+    if role == NodeRole::Standby
+        && standby::run(Arc::clone(node), start, requests).await? == standby::End::Stopped
+    {
+        return Ok(());
+    }
+    primary::run(Arc::clone(node)).await
+}

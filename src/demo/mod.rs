@@ -3,7 +3,6 @@
 //! Everything here treats PostgreSQL and walship as a user would: through their programs, their sockets and SQL.
 
 pub mod account;
-pub mod binaries;
 pub mod cluster;
 pub mod digest;
 pub mod ledger;
@@ -12,8 +11,8 @@ pub mod proxy;
 pub mod random;
 pub mod wait;
 
+pub use crate::pg::Binaries;
 pub use account::Account;
-pub use binaries::Binaries;
 pub use cluster::{Cluster, ClusterOptions, StopMode};
 pub use ledger::{Ledger, Workload, WorkloadOptions};
 pub use proxy::Proxy;

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows about walship's own files or peers; everything above may use it.
 
+pub mod binaries;
 pub mod checksum;
 pub mod conninfo;
 pub mod control;
@@ -20,6 +21,7 @@ pub mod timeline;
 #[cfg(test)]
 pub(crate) mod wal_fixture;
 
+pub use binaries::Binaries;
 pub use conninfo::Conninfo;
 pub use lsn::Lsn;
 pub use segment::{SegmentNumber, SegmentSize};

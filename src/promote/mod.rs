@@ -1,1 +1,254 @@
 //! Facts about the nodes → a plan, or a refusal with its reason; pure.
+//!
+//! The planner knows nothing of links and servers: it is told what was seen, and says what follows from it. The daemon
+//! gathers the facts and carries the plan out.
+
+use std::fmt;
+
+use crate::pg::Lsn;
+
+/// What was seen of the primary.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Primary {
+    /// Its PostgreSQL answers and writes, by its sidecar's word.
+    Writing {
+        /// Its node.
+        node: String,
+        /// Its flush position.
+        lsn: Lsn,
+    },
+    /// Its sidecar says that its PostgreSQL does not run.
+    Down {
+        /// Its node.
+        node: String,
+        /// The end of its sidecar's store: what could still be had from it.
+        stored_lsn: Lsn,
+    },
+    /// Its sidecar answers, but nobody knows whether its PostgreSQL runs.
+    Unsure {
+        /// Its node.
+        node: String,
+    },
+    /// Nobody answers.
+    Unreachable,
+}
+
+/// What was seen of another standby.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Other {
+    /// Its node.
+    pub node: String,
+    /// How far it is: the epoch of its last WAL, and what is durable there.
+    pub position: Option<(u64, Lsn)>,
+    /// It was asked just now; otherwise this is what the primary last said of it.
+    pub answered: bool,
+}
+
+/// All that is known before a promotion.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Facts {
+    /// The node that is to be promoted.
+    pub node: String,
+    /// Its committed epoch.
+    pub epoch: u64,
+    /// The highest epoch that any node has promised or committed.
+    pub highest_epoch: u64,
+    /// The end of what is durable here.
+    pub durable_lsn: Lsn,
+    /// The primary's flush position as it was last heard of, and how long ago in seconds.
+    pub last_heard: Option<(Lsn, u64)>,
+    /// The primary now.
+    pub primary: Primary,
+    /// The other standbys.
+    pub others: Vec<Other>,
+}
+
+/// What will be done, and what it costs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// The epoch that will be committed.
+    pub epoch: u64,
+    /// What may be lost.
+    pub stake: Stake,
+    /// What a person should know besides.
+    pub warnings: Vec<String>,
+}
+
+/// What may be lost with a promotion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stake {
+    /// Nothing that anyone ever heard of beyond this position.
+    NothingKnown {
+        /// The end of the log that is promoted.
+        from: Lsn,
+        /// How long ago the primary was last heard of; `None` when never by this process.
+        silent_seconds: Option<u64>,
+    },
+    /// WAL in this range is known to exist elsewhere, and perhaps more.
+    AtLeast {
+        /// The end of the log that is promoted.
+        from: Lsn,
+        /// The furthest end that anyone reported.
+        to: Lsn,
+    },
+}
+
+/// Why nothing was done, and what would accept the consequence.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Refusal {
+    /// What stands against it.
+    pub reason: String,
+    /// What to do instead.
+    pub hint: String,
+}
+
+impl fmt::Display for Stake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stake::NothingKnown { from, silent_seconds: Some(seconds) } => write!(
+                f,
+                "no WAL beyond {from} is known; what the primary wrote in the {seconds} s since it was last heard is unknown"
+            ),
+            Stake::NothingKnown { from, silent_seconds: None } => {
+                write!(
+                    f,
+                    "what the primary wrote beyond {from} is unknown: it was not heard since walship started"
+                )
+            }
+            Stake::AtLeast { from, to } => write!(
+                f,
+                "WAL from {from} to at least {to} ({} bytes) is not here and will be lost",
+                to.bytes_since(*from)
+            ),
+        }
+    }
+}
+
+/// Decides. `force` accepts what would otherwise be refused; it is then among the warnings.
+pub fn plan(facts: &Facts, force: bool) -> Result<Plan, Refusal> {
+    let mut warnings = Vec::new();
+    for refusal in obstacles(facts) {
+        if !force {
+            return Err(refusal);
+        }
+        warnings.push(refusal.reason);
+    }
+    for other in facts.others.iter().filter(|other| !other.answered) {
+        warnings.push(format!("{} does not answer, so how far it is now is not known", other.node));
+    }
+    Ok(Plan { epoch: facts.highest_epoch.max(facts.epoch) + 1, stake: stake(facts), warnings })
+}
+
+fn obstacles(facts: &Facts) -> Vec<Refusal> {
+    let mut obstacles = Vec::new();
+    let stake = stake(facts);
+    match &facts.primary {
+        Primary::Writing { node, .. } => obstacles.push(Refusal {
+            reason: format!("PostgreSQL on {node} still answers as the primary: two primaries would part the data"),
+            hint: format!("Stop PostgreSQL on {node} first (pg_ctl stop -m fast), and run this again; --force goes on regardless: {stake}."),
+        }),
+        Primary::Unsure { node } => obstacles.push(Refusal {
+            reason: format!("the sidecar of {node} answers, but whether its PostgreSQL runs is unknown"),
+            hint: format!("Make sure that PostgreSQL on {node} is stopped; --force then goes on: {stake}."),
+        }),
+        Primary::Down { node, stored_lsn } if *stored_lsn > facts.durable_lsn => obstacles.push(Refusal {
+            reason: format!("{node}'s sidecar has WAL up to {stored_lsn}, and this node only up to {}", facts.durable_lsn),
+            hint: format!("Leave that sidecar running until this node has caught up, or accept the loss with --force: {stake}."),
+        }),
+        Primary::Down { .. } | Primary::Unreachable => {}
+    }
+    let ours = (facts.epoch, facts.durable_lsn);
+    let ahead =
+        facts.others.iter().filter_map(|other| Some((other, other.position?))).filter(|(_, at)| *at > ours);
+    if let Some((other, (_, lsn))) = ahead.max_by_key(|(_, at)| *at) {
+        let seen = if other.answered { "is" } else { "was last seen" };
+        obstacles.push(Refusal {
+            reason: format!(
+                "{} {seen} further along, at {lsn}; {} is at {}",
+                other.node, facts.node, facts.durable_lsn
+            ),
+            hint: format!(
+                "Run `walship promote` on {}, or accept the loss with --force: {stake}.",
+                other.node
+            ),
+        });
+    }
+    obstacles
+}
+
+fn stake(facts: &Facts) -> Stake {
+    let from = facts.durable_lsn;
+    let primary = match facts.primary {
+        Primary::Writing { lsn, .. } => Some(lsn),
+        Primary::Down { stored_lsn, .. } => Some(stored_lsn),
+        Primary::Unsure { .. } | Primary::Unreachable => None,
+    };
+    let others = facts.others.iter().filter_map(|other| Some(other.position?.1));
+    let furthest = others.chain(primary).chain(facts.last_heard.map(|(lsn, _)| lsn)).max();
+    match furthest.filter(|to| *to > from) {
+        Some(to) => Stake::AtLeast { from, to },
+        None => Stake::NothingKnown { from, silent_seconds: facts.last_heard.map(|(_, seconds)| seconds) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            node: "db2".into(),
+            epoch: 1,
+            highest_epoch: 1,
+            durable_lsn: Lsn(1000),
+            last_heard: Some((Lsn(1000), 7)),
+            primary: Primary::Unreachable,
+            others: Vec::new(),
+        }
+    }
+
+    fn other(epoch: u64, lsn: u64, answered: bool) -> Vec<Other> {
+        vec![Other { node: "db3".into(), position: Some((epoch, Lsn(lsn))), answered }]
+    }
+
+    #[test]
+    fn what_is_refused_and_what_is_at_stake() {
+        let writing = Primary::Writing { node: "db1".into(), lsn: Lsn(1500) };
+        let down = |lsn| Primary::Down { node: "db1".into(), stored_lsn: Lsn(lsn) };
+        let cases: [(Facts, Option<&str>, &str); 9] = [
+            (facts(), None, "no WAL beyond 0/3E8 is known; what the primary wrote in the 7 s"),
+            (Facts { primary: writing, ..facts() }, Some("two primaries"), "at least 0/5DC (500 bytes)"),
+            (Facts { primary: down(1000), ..facts() }, None, "no WAL beyond"),
+            (Facts { primary: down(1001), ..facts() }, Some("sidecar has WAL"), "(1 bytes)"),
+            (
+                Facts { primary: Primary::Unsure { node: "db1".into() }, ..facts() },
+                Some("unknown"),
+                "no WAL beyond",
+            ),
+            (Facts { others: other(1, 1000, true), ..facts() }, None, "no WAL beyond"),
+            (Facts { others: other(1, 1200, true), ..facts() }, Some("db3 is further along"), "(200 bytes)"),
+            (Facts { others: other(1, 1200, false), ..facts() }, Some("db3 was last seen"), "(200 bytes)"),
+            (Facts { last_heard: Some((Lsn(1300), 2)), ..facts() }, None, "at least 0/514 (300 bytes)"),
+        ];
+        for (facts, refused, stake) in cases {
+            match (plan(&facts, false), refused) {
+                (Ok(plan), None) => assert!(plan.stake.to_string().contains(stake), "{}", plan.stake),
+                (Err(refusal), Some(why)) => {
+                    assert!(refusal.reason.contains(why), "{refusal}");
+                    assert!(refusal.hint.contains(stake), "{}", refusal.hint);
+                    let forced = plan(&facts, true).unwrap();
+                    assert!(forced.warnings.iter().any(|warning| warning.contains(why)), "{forced:?}");
+                }
+                (got, wanted) => panic!("{facts:?}: {got:?}, not {wanted:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_epoch_is_above_every_other_and_a_newer_epoch_is_further() {
+        let facts = Facts { highest_epoch: 6, others: other(2, 10, true), ..facts() };
+        assert!(plan(&facts, false).unwrap_err().reason.contains("further along"));
+        assert_eq!(plan(&facts, true).unwrap().epoch, 7);
+    }
+}

@@ -5,6 +5,7 @@
 //! heartbeats and members go out, acknowledgements and feedback come in. File reads run on blocking threads.
 
 mod acks;
+mod pace;
 mod wal;
 
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub struct Shipping {
     pub vitals: Arc<Vitals>,
     /// All members, passed on at every change.
     pub members: watch::Receiver<Vec<Member>>,
+    /// The most that goes over the link; `None` for as fast as it goes.
+    pub max_rate_bytes_per_second: Option<u64>,
 }
 
 /// Who is shipped to.

@@ -46,6 +46,7 @@ impl Connected {
             store: source.clone(),
             vitals: Arc::new(Vitals::default()),
             members: members.subscribe(),
+            max_rate_bytes_per_second: None,
         };
         let receiving = Receiving {
             store: target.clone(),

@@ -5,6 +5,7 @@ use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use super::pace::Pace;
 use super::{Entry, Shipping};
 use crate::clock::WallTime;
 use crate::link::message::{self, Heartbeat, Member, Timeline, Wal};
@@ -32,6 +33,7 @@ pub(super) async fn send<S: AsyncWrite>(
         members: shipping.members.clone(),
         sent_lsn: cursor.lsn(),
         heartbeat_at: Instant::now(),
+        pace: Pace::new(shipping.max_rate_bytes_per_second),
     };
     sender.members.mark_changed();
     sender.send_samples().await?;
@@ -75,11 +77,13 @@ struct Sender<'a, S> {
     members: watch::Receiver<Vec<Member>>,
     sent_lsn: Lsn,
     heartbeat_at: Instant,
+    pace: Pace,
 }
 
 impl<S: AsyncWrite> Sender<'_, S> {
     async fn send_chunk(&mut self, chunk: Chunk) -> anyhow::Result<()> {
         let (raw_bytes, wire_bytes) = (chunk.end.bytes_since(chunk.start), chunk.bytes.len() as u64);
+        self.pace.take(wire_bytes).await;
         self.sent_lsn = chunk.end;
         let timeline = chunk.timeline;
         let wal = Wal {

@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use super::{NewStore, StoreError, TimelineIdentity};
+use super::{Branch, NewStore, StoreError, TimelineIdentity};
 use crate::clock::WallTime;
 use crate::durable::{self, FileError};
 use crate::pg::{Lsn, SegmentSize, TimelineId};
@@ -64,8 +64,10 @@ pub struct State {
     pub promised_epoch: u64,
     /// The highest epoch this node knows to be committed.
     pub committed_epoch: u64,
-    /// The server's version as it calls itself, such as `15.18`; empty when never seen.
-    pub server_version: String,
+    /// The server's `server_version_num`, such as 150018; zero when never seen.
+    pub server_version: u32,
+    /// A promotion of this node that was committed, until its timeline is in the store.
+    pub promoting: Option<Branch>,
     /// The timelines of the store, oldest first; the last is the newest.
     pub timelines: Vec<TimelineIdentity>,
     /// The other nodes.
@@ -86,7 +88,9 @@ struct StateFile {
     promised_epoch: u64,
     committed_epoch: u64,
     #[serde(default)]
-    server_version: String,
+    server_version: u32,
+    #[serde(default)]
+    promoting: Option<Branch>,
     timelines: Vec<TimelineIdentity>,
     members: Vec<Member>,
     #[serde(default)]
@@ -104,7 +108,8 @@ impl State {
             role: None,
             promised_epoch: 0,
             committed_epoch: 0,
-            server_version: String::new(),
+            server_version: 0,
+            promoting: None,
             timelines: Vec::new(),
             members: Vec::new(),
             join_addresses: Vec::new(),
@@ -146,7 +151,8 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         role: state.role,
         promised_epoch: state.promised_epoch,
         committed_epoch: state.committed_epoch,
-        server_version: state.server_version.clone(),
+        server_version: state.server_version,
+        promoting: state.promoting.clone(),
         timelines: state.timelines.clone(),
         members: state.members.clone(),
         join_addresses: state.join_addresses.clone(),
@@ -203,6 +209,7 @@ fn parse(text: &str) -> Result<State, String> {
         promised_epoch: file.promised_epoch,
         committed_epoch: file.committed_epoch,
         server_version: file.server_version,
+        promoting: file.promoting,
         timelines: file.timelines,
         members: file.members,
         join_addresses: file.join_addresses,
@@ -225,7 +232,6 @@ fn random_uuid() -> Result<String, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Branch;
 
     fn sample() -> State {
         let mut state = State::new(NewStore {

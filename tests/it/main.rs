@@ -11,6 +11,8 @@ mod capture;
 mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
 mod cluster;
+/// Base backups: what is copied, verified and refused.
+mod copy;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
 /// The harness itself: what it must notice, it notices.
@@ -21,8 +23,6 @@ mod lag;
 mod ledger;
 /// The bad network that other tests rely on.
 mod proxy;
-/// Base backups: what is copied, verified and refused.
-mod copy;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.

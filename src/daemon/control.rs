@@ -1,0 +1,243 @@
+//! The control socket: how the commands on this host talk to the sidecar.
+//!
+//! `<store>/control.sock`, mode 0600: one JSON line asks, one or more JSON lines answer. Both ends are of the same
+//! version on the same host, so there is no negotiation; what is not understood is refused in words.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::node::Node;
+use super::promotion;
+use super::status;
+use crate::fault::{Fault, Outcome, WithFault};
+use crate::report::{Status, json};
+use crate::store::NodeRole;
+
+/// A request is one short line; a status of many members is long.
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+const REPLY_BYTES_MAX: u64 = 64 << 20;
+const REQUEST_WITHIN: Duration = Duration::from_secs(5);
+/// Commands at once; more wait.
+const CLIENTS: usize = 16;
+
+/// What a command asks.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The status.
+    Status,
+    /// A promotion of this node.
+    Promote {
+        /// Accept what would be refused.
+        force: bool,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+}
+
+/// One line of an answer.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+enum Reply {
+    Status { status: serde_json::Value },
+    Progress { line: String },
+    Done { line: String },
+    Failed { message: String, hint: Option<String>, outcome: Option<String> },
+}
+
+/// Where the socket is.
+pub fn socket_path(store: &Path) -> PathBuf {
+    store.join("control.sock")
+}
+
+/// Makes the socket; the store's lock is held, so one that is there is stale.
+pub fn bind(store: &Path) -> anyhow::Result<UnixListener> {
+    let path = socket_path(store);
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("remove the old {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path).with_context(|| format!("make {}", path.display()))?;
+    let mode = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&path, mode).with_context(|| format!("protect {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Answers until the node ends.
+pub async fn run(node: Arc<Node>, listener: UnixListener) {
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        // Both branches are cancellation-safe.
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = node.token.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let serving = Arc::clone(&node);
+                node.tasks.spawn(async move {
+                    if let Err(error) = serve(&serving, stream).await {
+                        tracing::info!("a command on the control socket went away: {error:#}");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!("the control socket can't accept: {error}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn serve(node: &Arc<Node>, stream: UnixStream) -> anyhow::Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut reader = BufReader::new(read.take(REQUEST_BYTES_MAX));
+    timeout(REQUEST_WITHIN, reader.read_line(&mut line)).await.context("wait for the request")??;
+    let reply = match serde_json::from_str(&line) {
+        Ok(Request::Status) => {
+            let status = node.blocking("take the status", status::of).await?;
+            Reply::Status { status: serde_json::from_slice(&json::encode(status)?)? }
+        }
+        Ok(Request::Promote { force, dry_run }) => match promote(node, force, dry_run, &mut write).await {
+            Ok(line) => Reply::Done { line },
+            Err(error) => failed(&error),
+        },
+        Err(error) => failed(&anyhow::anyhow!("this sidecar does not understand the request: {error}")),
+    };
+    send(&mut write, &reply).await
+}
+
+async fn promote(
+    node: &Arc<Node>,
+    force: bool,
+    dry_run: bool,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> anyhow::Result<String> {
+    if node.role() == NodeRole::Primary {
+        let state = node.store.state();
+        return Ok(format!(
+            "{} is the primary already, of epoch {}",
+            node.config.name, state.committed_epoch
+        ));
+    }
+    let (say, mut lines) = mpsc::channel(16);
+    let (done, outcome) = oneshot::channel();
+    let request = promotion::Request { force, dry_run, say, done };
+    node.promotions.try_send(request).ok().context("a promotion is under way already")?;
+    while let Some(line) = lines.recv().await {
+        send(write, &Reply::Progress { line }).await?;
+    }
+    outcome.await.context("the sidecar ended before the promotion did").outcome(Outcome::Unknown)?
+}
+
+fn failed(error: &anyhow::Error) -> Reply {
+    let outcome = match Fault::outcome_of(error) {
+        Outcome::Refused => Some("refused"),
+        Outcome::Usage => Some("usage"),
+        Outcome::Unknown => Some("unknown"),
+        Outcome::Failed => None,
+    };
+    Reply::Failed {
+        message: format!("{error:#}"),
+        hint: Fault::hint_of(error).map(str::to_owned),
+        outcome: outcome.map(str::to_owned),
+    }
+}
+
+async fn send(write: &mut (impl AsyncWriteExt + Unpin), reply: &Reply) -> anyhow::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    Ok(write.write_all(&line).await?)
+}
+
+/// The commands' end of the socket.
+pub struct Client {
+    reader: BufReader<tokio::io::Take<UnixStream>>,
+}
+
+impl Client {
+    /// Connects to the sidecar of a store.
+    pub async fn connect(store: &Path) -> anyhow::Result<Client> {
+        let path = socket_path(store);
+        let stream = UnixStream::connect(&path)
+            .await
+            .with_context(|| format!("reach the sidecar at {}", path.display()))
+            .hint("Is it running? `walship run` starts it.")?;
+        Ok(Client { reader: BufReader::new(stream.take(REPLY_BYTES_MAX)) })
+    }
+
+    /// Asks for the status.
+    pub async fn status(mut self) -> anyhow::Result<Status> {
+        self.ask(&Request::Status).await?;
+        match self.next().await? {
+            Reply::Status { status } => Ok(json::decode(status.to_string().as_bytes())?),
+            Reply::Failed { message, hint, outcome } => Err(fault(message, hint, outcome.as_deref())),
+            Reply::Progress { .. } | Reply::Done { .. } => {
+                anyhow::bail!("the sidecar answered something else")
+            }
+        }
+    }
+
+    /// Asks for a promotion; `say` gets each line of progress, the result is the last.
+    pub async fn promote(
+        mut self,
+        force: bool,
+        dry_run: bool,
+        mut say: impl FnMut(&str),
+    ) -> anyhow::Result<String> {
+        self.ask(&Request::Promote { force, dry_run }).await?;
+        loop {
+            match self.next().await.outcome(Outcome::Unknown)? {
+                Reply::Progress { line } => say(&line),
+                Reply::Done { line } => return Ok(line),
+                Reply::Failed { message, hint, outcome } => {
+                    return Err(fault(message, hint, outcome.as_deref()));
+                }
+                Reply::Status { .. } => anyhow::bail!("the sidecar answered something else"),
+            }
+        }
+    }
+
+    async fn ask(&mut self, request: &Request) -> anyhow::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.reader.get_mut().get_mut().write_all(&line).await.context("ask the sidecar")
+    }
+
+    async fn next(&mut self) -> anyhow::Result<Reply> {
+        let mut line = String::new();
+        let read = self.reader.read_line(&mut line).await.context("hear the sidecar's answer")?;
+        anyhow::ensure!(read > 0, "the sidecar ended without an answer");
+        serde_json::from_str(&line).context("understand the sidecar's answer")
+    }
+}
+
+fn fault(message: String, hint: Option<String>, outcome: Option<&str>) -> anyhow::Error {
+    let outcome = match outcome {
+        Some("refused") => Outcome::Refused,
+        Some("usage") => Outcome::Usage,
+        Some("unknown") => Outcome::Unknown,
+        _ => Outcome::Failed,
+    };
+    let error = Err::<(), _>(anyhow::anyhow!("{message}")).outcome(outcome);
+    let error = match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    };
+    error.err().unwrap_or_else(|| anyhow::anyhow!("no error"))
+}

@@ -1,0 +1,171 @@
+//! Finding the primary and following it, for as long as this node is a standby.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use super::node::Node;
+use crate::clock::WallTime;
+use crate::fault::Fault;
+use crate::link::message::{Code, Hello, Purpose, Role};
+use crate::link::{Conn, LinkError, Socket, dial, handshake};
+use crate::pg::{Lsn, TimelineId};
+use crate::receive::{self, Diverged, Receiving};
+use crate::vitals::Contact;
+
+const RETRY_MIN: Duration = Duration::from_millis(200);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Follows whichever node is the primary, until `token` is cancelled. `start` is where an empty store begins.
+pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: CancellationToken) {
+    let mut delay = RETRY_MIN;
+    let mut reasons = Reasons::default();
+    let mut since = WallTime::now();
+    loop {
+        // Dropping an attempt is safe: what was appended is in the store, and the writer frees itself.
+        let ended = tokio::select! {
+            ended = attempt(&node, start, &token) => ended,
+            () = token.cancelled() => return,
+        };
+        if token.is_cancelled() {
+            return;
+        }
+        let was_up = matches!(node.vitals.receive.get().contact, Contact::Up { .. });
+        if was_up {
+            (delay, since) = (RETRY_MIN, WallTime::now());
+        }
+        let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
+        reasons.note(&error);
+        let contact = Contact::Trying { since, error: Some(format!("{error:#}")) };
+        node.vitals.receive.update(|vitals| vitals.contact = contact);
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = token.cancelled() => return,
+        }
+        delay = (delay * 2).min(RETRY_MAX);
+    }
+}
+
+/// Tries each address once; follows the first that is a primary.
+async fn attempt(
+    node: &Arc<Node>,
+    start: Option<(TimelineId, Lsn)>,
+    token: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
+    for address in addresses(node) {
+        match connect(node, &address).await {
+            Ok((conn, hello)) => return follow(node, conn, hello, address, start, token).await,
+            Err(error) => failures.push((address, error)),
+        }
+    }
+    // The reason that a person can do most about comes last in the chain of attempts: a refusal says more than silence.
+    let refusal = failures.iter().position(|(_, error)| {
+        matches!(error.downcast_ref(), Some(LinkError::Rejected(reject)) if reject.code != Code::NotReady)
+    });
+    let told: Vec<String> = failures.iter().map(|(address, error)| format!("{address}: {error:#}")).collect();
+    match refusal {
+        Some(at) => Err(failures.swap_remove(at).1),
+        None if told.is_empty() => Err(Fault::usage(
+            "nobody to follow: there is no upstream and no member is known",
+            "Set `upstream` in walship.toml to the primary's address.",
+        )),
+        None => Err(anyhow::anyhow!("no primary answers ({})", told.join("; "))),
+    }
+}
+
+/// Where a primary may be: as configured, then as joined, then wherever a member is.
+pub fn addresses(node: &Node) -> Vec<String> {
+    let state = node.store.state();
+    let members = state.members.iter().filter(|m| m.name != node.config.name).map(|m| m.advertise.clone());
+    let all = node
+        .config
+        .upstream
+        .iter()
+        .map(ToString::to_string)
+        .chain(state.join_addresses.iter().cloned())
+        .chain(members);
+    let own = node.config.advertise.to_string();
+    let mut unique: Vec<String> = Vec::new();
+    for address in all.filter(|address| !address.is_empty() && *address != own) {
+        if !unique.contains(&address) {
+            unique.push(address);
+        }
+    }
+    unique
+}
+
+/// Dials a node and shakes hands for a stream.
+async fn connect(node: &Arc<Node>, address: &str) -> anyhow::Result<(Conn<Socket>, Hello)> {
+    let mut link = dial::dial(address, &node.security()).await?;
+    let ours = node.hello(Purpose::Stream);
+    let hello = handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
+    anyhow::ensure!(hello.role == Role::Primary, "{} is a standby", hello.node);
+    Ok((link.conn, hello))
+}
+
+async fn follow(
+    node: &Arc<Node>,
+    conn: Conn<Socket>,
+    hello: Hello,
+    address: String,
+    start: Option<(TimelineId, Lsn)>,
+    token: &CancellationToken,
+) -> anyhow::Result<()> {
+    let (epoch, version) = (hello.committed_epoch, hello.postgres_version);
+    let noted = node.blocking("note the upstream's epoch", move |node| {
+        node.store.update_state(|state| {
+            state.committed_epoch = state.committed_epoch.max(epoch);
+            state.promised_epoch = state.promised_epoch.max(state.committed_epoch);
+            state.server_version = version.unwrap_or(state.server_version);
+        })
+    });
+    noted.await?.context("note the upstream's epoch")?;
+    tracing::info!(upstream = %hello.node, %address, "following");
+    node.vitals.receive.update(|vitals| {
+        vitals.contact = Contact::Up { since: WallTime::now() };
+        vitals.upstream = hello.node.clone();
+        vitals.upstream_address = address;
+    });
+    let receiving = Receiving {
+        store: node.store.clone(),
+        start,
+        vitals: Arc::clone(&node.vitals),
+        restartpoint: node.restartpoint.subscribe(),
+        members: node.members.clone(),
+    };
+    receive::run(conn, receiving, token.clone()).await
+}
+
+/// Says each reason once, at the level that fits it.
+#[derive(Default)]
+struct Reasons(Option<String>);
+
+impl Reasons {
+    fn note(&mut self, error: &anyhow::Error) {
+        let reason = format!("{error:#}");
+        if self.0.as_ref() == Some(&reason) {
+            return;
+        }
+        let rejected = match error.downcast_ref() {
+            Some(LinkError::Rejected(reject)) => Some(reject.code),
+            _ => None,
+        };
+        let lost = matches!(rejected, Some(Code::Removed | Code::Diverged | Code::TimelineIdentity))
+            || error.downcast_ref::<Diverged>().is_some();
+        let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
+            || reason.starts_with("no primary");
+        if lost {
+            tracing::error!(
+                "this standby can't follow: {reason}; it must be seeded anew (remove its store and data directory, and join again)"
+            );
+        } else if passing {
+            tracing::info!("not following: {reason}");
+        } else {
+            tracing::warn!("not following: {reason}");
+        }
+        self.0 = Some(reason);
+    }
+}

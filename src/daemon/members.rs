@@ -1,0 +1,235 @@
+//! Who belongs to the cluster, and how far each one is.
+//!
+//! The primary makes the list: a node enters it with its first connection, which binds its certificate to its store.
+//! So a join bundle works once without any register of bundles: the certificate's serial is the time of its issue, the
+//! same serial with another store is a bundle used twice, and a newer one replaces the node. Standbys keep what the
+//! primary passes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::node::{Node, link_role};
+use crate::clock::WallTime;
+use crate::link::message::{self, Code, Hello, Reject, Role};
+use crate::pg::{Lsn, TimelineId};
+use crate::store::{Member, NodeRole, Store};
+use crate::tls::Identity;
+
+/// How often the list is made anew for those who follow.
+const PUBLISH_EVERY: Duration = Duration::from_secs(1);
+
+/// How many publications there are to one write of the positions: what is kept on disk may be older than what is
+/// known, which only keeps more WAL.
+const PUBLICATIONS_A_WRITE: u32 = 15;
+
+/// Whether a node may come in with this certificate and this store.
+pub fn admit(store: &Store, hello: &Hello, identity: Option<&Identity>) -> Result<(), Reject> {
+    let Some((identity, uuid)) = identity.zip(hello.store_uuid.as_ref()) else { return Ok(()) };
+    let state = store.state();
+    let Some(known) = state.member(&hello.node) else { return Ok(()) };
+    let same_store = known.store_uuid == *uuid;
+    let reject = |message: String| {
+        let hint =
+            format!("On the primary run `walship invite {}` and join with the new bundle.", hello.node);
+        Err(Reject { code: Code::Certificate, message, hint })
+    };
+    if identity.serial < known.certificate_serial {
+        return reject(format!("the certificate of {} was replaced by a newer invitation", hello.node));
+    }
+    if identity.serial == known.certificate_serial && !same_store {
+        return reject(format!("the invitation of {} was used before, by another store", hello.node));
+    }
+    Ok(())
+}
+
+/// Notes a node that was admitted, durably. Blocks.
+pub fn enter(node: &Node, hello: &Hello, identity: &Identity) -> anyhow::Result<()> {
+    let (Some(uuid), true) = (hello.store_uuid.clone(), hello.role != Role::Reader) else { return Ok(()) };
+    let at = hello.positions.map_or(Lsn::INVALID, |positions| positions.flushed_lsn);
+    let advertise = hello.advertise.clone().unwrap_or_default();
+    node.store.update_state(|state| {
+        let role = if hello.role == Role::Primary { NodeRole::Primary } else { NodeRole::Standby };
+        let known = state.members.iter().position(|member| member.name == hello.node);
+        match known.map(|at| &mut state.members[at]) {
+            Some(member) if member.store_uuid == uuid => {
+                member.advertise = advertise;
+                member.role = role;
+                member.certificate_serial = identity.serial;
+            }
+            found => {
+                let fresh = Member {
+                    name: hello.node.clone(),
+                    store_uuid: uuid,
+                    advertise,
+                    role,
+                    certificate_serial: identity.serial,
+                    flushed_lsn: at,
+                    restartpoint_lsn: Lsn::INVALID,
+                    last_heard: None,
+                    let_go: false,
+                };
+                match found {
+                    Some(member) => *member = fresh,
+                    None => state.members.push(fresh),
+                }
+            }
+        }
+    })?;
+    publish(node);
+    Ok(())
+}
+
+/// Keeps the list up to date while this node is the primary, until it is cancelled.
+pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
+    let mut tick = interval(PUBLISH_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut published: u32 = 0;
+    loop {
+        tick.tick().await;
+        publish(&node);
+        published = published.wrapping_add(1);
+        if published.is_multiple_of(PUBLICATIONS_A_WRITE) {
+            node.blocking("keep the members' positions", note_positions).await??;
+        }
+    }
+}
+
+/// Puts what the downstreams said into the state.
+fn note_positions(node: &Node) -> anyhow::Result<()> {
+    let downstreams = node.vitals.downstreams.get();
+    node.store.update_state(|state| {
+        for member in &mut state.members {
+            if let Some(heard) = downstreams.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid()) {
+                member.flushed_lsn = heard.flushed_lsn;
+                member.restartpoint_lsn = heard.restartpoint_lsn;
+                member.last_heard = heard.last_heard_at;
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Makes the list anew: this node first, then the others by name.
+fn publish(node: &Node) {
+    let own = message::Member {
+        name: node.config.name.clone(),
+        store_uuid: Some(node.store.identity().store_uuid.clone()),
+        certificate_serial: node.credentials().identity().serial,
+        advertise: Some(node.config.advertise.to_string()),
+        role: link_role(node.role()),
+        positions: node.positions(),
+        last_seen: Some(WallTime::now()),
+    };
+    let timeline = node.store.newest_timeline().unwrap_or(TimelineId::FIRST);
+    let heard = node.vitals.downstreams.get();
+    let mut others = node.store.state().members;
+    others.sort_by(|one, two| one.name.cmp(&two.name));
+    let others = others.into_iter().filter(|member| member.name != node.config.name).map(|member| {
+        let live = heard.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid());
+        let mut positions = message::Positions {
+            timeline,
+            written_lsn: member.flushed_lsn,
+            flushed_lsn: member.flushed_lsn,
+            replayed_lsn: Lsn::INVALID,
+            restartpoint_lsn: member.restartpoint_lsn,
+        };
+        if let Some(live) = live {
+            positions = message::Positions {
+                timeline: live.timeline.unwrap_or(timeline),
+                written_lsn: live.written_lsn,
+                flushed_lsn: live.flushed_lsn,
+                replayed_lsn: live.replayed_lsn,
+                restartpoint_lsn: live.restartpoint_lsn,
+            };
+        }
+        message::Member {
+            last_seen: live.and_then(|live| live.last_heard_at).or(member.last_heard),
+            positions: positions.flushed_lsn.is_valid().then_some(positions),
+            ..link_member(&member)
+        }
+    });
+    node.members.send_replace(std::iter::once(own).chain(others).collect());
+}
+
+/// Keeps the list that the primary passes on, while this node is a standby.
+pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
+    let mut members = node.members.subscribe();
+    loop {
+        // Cancellation-safe: the list is in the channel until it was noted.
+        members.changed().await?;
+        let list = members.borrow_and_update().clone();
+        node.blocking("keep the members", move |node| note_list(node, list)).await??;
+        // The primary makes a new list every second; more often than this nobody needs it on disk.
+        tokio::time::sleep(PUBLISH_EVERY).await;
+    }
+}
+
+fn note_list(node: &Node, list: Vec<message::Member>) -> anyhow::Result<()> {
+    let own = &node.config.name;
+    node.store.update_state(|state| {
+        let fresh: Vec<Member> = list.iter().filter(|m| m.name != *own).filter_map(state_member).collect();
+        let same = fresh.len() == state.members.len()
+            && fresh.iter().zip(&state.members).all(|(new, old)| {
+                (&new.name, &new.store_uuid, &new.advertise, new.role, new.certificate_serial)
+                    == (&old.name, &old.store_uuid, &old.advertise, old.role, old.certificate_serial)
+                    && new.flushed_lsn.bytes_since(old.flushed_lsn)
+                        < node.store.identity().segment_size.bytes()
+            });
+        if !same {
+            state.members = fresh;
+        }
+    })?;
+    Ok(())
+}
+
+fn state_member(member: &message::Member) -> Option<Member> {
+    Some(Member {
+        name: member.name.clone(),
+        store_uuid: member.store_uuid.clone()?,
+        advertise: member.advertise.clone().unwrap_or_default(),
+        role: match member.role {
+            Role::Primary => NodeRole::Primary,
+            Role::Standby => NodeRole::Standby,
+            Role::Reader => return None,
+        },
+        certificate_serial: member.certificate_serial,
+        flushed_lsn: member.positions.map_or(Lsn::INVALID, |positions| positions.flushed_lsn),
+        restartpoint_lsn: member.positions.map_or(Lsn::INVALID, |positions| positions.restartpoint_lsn),
+        last_heard: member.last_seen,
+        let_go: false,
+    })
+}
+
+/// The list as it was when the process ended.
+pub fn restored(store: &Store) -> Vec<message::Member> {
+    let state = store.state();
+    let timeline = state.newest_timeline().unwrap_or(TimelineId::FIRST);
+    state
+        .members
+        .iter()
+        .map(|member| message::Member {
+            positions: member.flushed_lsn.is_valid().then_some(message::Positions {
+                timeline,
+                written_lsn: member.flushed_lsn,
+                flushed_lsn: member.flushed_lsn,
+                replayed_lsn: Lsn::INVALID,
+                restartpoint_lsn: member.restartpoint_lsn,
+            }),
+            ..link_member(member)
+        })
+        .collect()
+}
+
+fn link_member(member: &Member) -> message::Member {
+    message::Member {
+        name: member.name.clone(),
+        store_uuid: Some(member.store_uuid.clone()),
+        certificate_serial: member.certificate_serial,
+        advertise: Some(member.advertise.clone()).filter(|address| !address.is_empty()),
+        role: link_role(member.role),
+        positions: None,
+        last_seen: member.last_heard,
+    }
+}

@@ -1,0 +1,184 @@
+//! What every part of a running node shares: its configuration, its store, its numbers, and who it is.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Context;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::promotion::Request;
+use crate::backup::Backups;
+use crate::clock::WallTime;
+use crate::config::Config;
+use crate::link::message::{self, Hello, Positions, Purpose, Role};
+use crate::link::{PROTOCOL, Security};
+use crate::pg::{Conninfo, Lsn};
+use crate::store::{NodeRole, Store, TimelineIdentity};
+use crate::tls::{Credentials, Files, for_postgres};
+use crate::vitals::Vitals;
+
+/// A node of the cluster, as this process runs it.
+pub struct Node {
+    /// The configuration; fixed for the life of the process.
+    pub config: Config,
+    /// How to reach the local PostgreSQL.
+    pub conninfo: Conninfo,
+    /// The one log.
+    pub store: Store,
+    /// The numbers.
+    pub vitals: Arc<Vitals>,
+    /// Base backups that are being taken from here.
+    pub backups: Arc<Backups>,
+    /// The part it plays now.
+    pub role: watch::Sender<NodeRole>,
+    /// All nodes as the primary knows them; on a standby as it passed them on.
+    pub members: watch::Sender<Vec<message::Member>>,
+    /// Where the local PostgreSQL would begin to replay after a crash; invalid while unknown.
+    pub restartpoint: watch::Sender<Lsn>,
+    /// Requests for a promotion; one at a time.
+    pub promotions: mpsc::Sender<Request>,
+    /// Cancelled when the process is to end.
+    pub token: CancellationToken,
+    /// Everything that runs.
+    pub tasks: TaskTracker,
+    credentials: Mutex<Arc<Credentials>>,
+}
+
+impl Node {
+    /// A node on an open store. Blocks: it reads certificates.
+    pub fn new(
+        config: Config,
+        store: Store,
+        role: NodeRole,
+        promotions: mpsc::Sender<Request>,
+    ) -> anyhow::Result<Arc<Node>> {
+        let vitals = Arc::new(Vitals::default());
+        let credentials = load_credentials(&config)?;
+        let restored = super::members::restored(&store);
+        let conninfo = conninfo(&config)?;
+        Ok(Arc::new(Node {
+            backups: Backups::new(Arc::clone(&vitals)),
+            vitals,
+            role: watch::Sender::new(role),
+            members: watch::Sender::new(restored),
+            restartpoint: watch::Sender::new(Lsn::INVALID),
+            promotions,
+            token: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            credentials: Mutex::new(credentials),
+            conninfo,
+            config,
+            store,
+        }))
+    }
+
+    /// The certificates to dial and listen with.
+    pub fn security(&self) -> Security {
+        Security::Tls(self.credentials())
+    }
+
+    /// The certificates as they were read last.
+    pub fn credentials(&self) -> Arc<Credentials> {
+        Arc::clone(&self.credentials.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the certificates anew; connections that are open keep the ones they have. Blocks.
+    pub fn reload_credentials(&self) -> anyhow::Result<()> {
+        let fresh = load_credentials(&self.config)?;
+        *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
+    }
+
+    /// Its role now.
+    pub fn role(&self) -> NodeRole {
+        *self.role.borrow()
+    }
+
+    /// What it says of itself at the start of a connection.
+    pub fn hello(&self, purpose: Purpose) -> Hello {
+        let state = self.store.state();
+        let identity = self.store.identity();
+        Hello {
+            protocol: PROTOCOL,
+            purpose,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.config.name.clone(),
+            role: link_role(self.role()),
+            system_identifier: Some(identity.system_identifier),
+            store_uuid: Some(identity.store_uuid.clone()),
+            promised_epoch: state.promised_epoch,
+            committed_epoch: state.committed_epoch,
+            timelines: state.timelines.iter().map(link_identity).collect(),
+            positions: self.positions(),
+            postgres_version: (state.server_version > 0).then_some(state.server_version),
+            segment_size: Some(identity.segment_size.bytes()),
+            advertise: Some(self.config.advertise.to_string()),
+        }
+    }
+
+    /// Where it is, when its store holds anything.
+    pub fn positions(&self) -> Option<Positions> {
+        let at = *self.store.positions().borrow();
+        let replayed_lsn = match self.role() {
+            NodeRole::Primary => at.durable,
+            NodeRole::Standby => self.vitals.feed.get().replayed_lsn,
+        };
+        Some(Positions {
+            timeline: at.timeline?,
+            written_lsn: at.appended,
+            flushed_lsn: at.durable,
+            replayed_lsn,
+            restartpoint_lsn: *self.restartpoint.borrow(),
+        })
+    }
+
+    /// Runs something that blocks on a thread of its own.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Node>,
+        doing: &'static str,
+        work: impl FnOnce(&Node) -> T + Send + 'static,
+    ) -> anyhow::Result<T> {
+        let node = Arc::clone(self);
+        tokio::task::spawn_blocking(move || work(&node)).await.context(doing)
+    }
+}
+
+/// How to reach the PostgreSQL of a configuration; encrypted where the server can.
+pub fn conninfo(config: &Config) -> anyhow::Result<Conninfo> {
+    let conninfo = Conninfo::parse(&config.postgres.conninfo.0)?;
+    Ok(conninfo.with_tls(Arc::new(for_postgres()?)))
+}
+
+fn load_credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
+    use crate::fault::WithFault;
+    let files = Files::in_folder(&config.tls_folder());
+    match Credentials::load(&files, WallTime::now()) {
+        Ok(credentials) => Ok(Arc::new(credentials)),
+        Err(error) => {
+            let hint = error.hint();
+            Err(error).hint(hint)
+        }
+    }
+}
+
+/// A role in the link's words.
+pub fn link_role(role: NodeRole) -> Role {
+    match role {
+        NodeRole::Primary => Role::Primary,
+        NodeRole::Standby => Role::Standby,
+    }
+}
+
+/// A timeline's identity in the link's words.
+pub fn link_identity(identity: &TimelineIdentity) -> message::TimelineIdentity {
+    message::TimelineIdentity {
+        timeline: identity.timeline,
+        parent: identity.parent.map(|(parent, _)| parent),
+        switch_lsn: identity.switch_lsn(),
+        branch: identity
+            .branch
+            .as_ref()
+            .map(|branch| message::Branch { epoch: branch.epoch, node: branch.node.clone() }),
+    }
+}

@@ -1,0 +1,122 @@
+//! The local PostgreSQL as a process: whether it runs, starting it, and where it would begin to replay.
+
+use std::io;
+use std::path::Path;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::process::Command;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use super::node::Node;
+use crate::config::Config;
+use crate::fault::WithFault;
+use crate::pg::Binaries;
+use crate::pg::control::ControlFile;
+
+/// How often `pg_control` is read; checkpoints are minutes apart.
+const RESTARTPOINT_EVERY: Duration = Duration::from_secs(5);
+
+/// PostgreSQL may replay for long before it accepts connections; its start is not waited for beyond this.
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where PostgreSQL's own log goes when walship starts it with pg_ctl, below the store.
+pub const LOG_FILE: &str = "postgresql.log";
+
+/// Whether a postmaster runs on this data directory: by its pid file, and whether that process lives.
+pub fn is_running(data_directory: &Path) -> io::Result<bool> {
+    let path = data_directory.join("postmaster.pid");
+    let content = match std::fs::read_to_string(path) {
+        Ok(content) => content,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let pid = content.lines().next().and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return Ok(false) };
+    match rustix::process::test_kill_process(pid) {
+        Ok(()) => Ok(!is_zombie(pid)),
+        Err(rustix::io::Errno::SRCH) => Ok(false),
+        // Somebody else's process: then it is not the postmaster, which runs as our user.
+        Err(rustix::io::Errno::PERM) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn is_zombie(pid: rustix::process::Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}
+
+/// Starts PostgreSQL by the configured command, else by pg_ctl. It outlives this process.
+pub async fn start(config: &Config) -> anyhow::Result<()> {
+    let mut command = match &config.postgres.start_command {
+        Some(text) => {
+            let mut shell = Command::new("/bin/sh");
+            shell.arg("-c").arg(text);
+            shell
+        }
+        None => pg_ctl_start(config).await?,
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(false);
+    let child = command.spawn().context("run the command that starts PostgreSQL")?;
+    let Ok(ended) = timeout(START_WITHIN, child.wait_with_output()).await else {
+        tracing::warn!("PostgreSQL is still starting after {} s; going on", START_WITHIN.as_secs());
+        return Ok(());
+    };
+    let output = ended.context("wait for the command that starts PostgreSQL")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let log = config.store.join(LOG_FILE);
+    Err(anyhow::anyhow!("PostgreSQL did not start ({}): {said}", output.status))
+        .hint(format!("Its own log says why: {}", log.display()))
+}
+
+async fn pg_ctl_start(config: &Config) -> anyhow::Result<Command> {
+    let (folder, data_directory) =
+        (config.postgres.bin_directory.clone(), config.postgres.data_directory.clone());
+    let found = tokio::task::spawn_blocking(move || binaries_for(folder.as_deref(), &data_directory));
+    let binaries = found.await.context("look for PostgreSQL's programs")??;
+    let mut command = Command::new(binaries.program("pg_ctl"));
+    command.arg("start").arg("--wait").arg("--silent");
+    command.arg("--timeout").arg(START_WITHIN.as_secs().to_string());
+    command.arg("--pgdata").arg(&config.postgres.data_directory);
+    command.arg("--log").arg(config.store.join(LOG_FILE));
+    Ok(command)
+}
+
+/// The programs of the data directory's own major version. Blocks.
+fn binaries_for(folder: Option<&Path>, data_directory: &Path) -> anyhow::Result<Binaries> {
+    if let Some(folder) = folder {
+        return Ok(Binaries::at(folder)?);
+    }
+    let version = std::fs::read_to_string(data_directory.join("PG_VERSION")).context("read PG_VERSION")?;
+    let major: u32 = version.trim().parse().context("read PG_VERSION")?;
+    let found = Binaries::find().ok().filter(|found| found.major() == major);
+    found
+        .or_else(|| Binaries::of_debian().into_iter().find(|found| found.major() == major))
+        .with_context(|| format!("found no programs of PostgreSQL {major}"))
+        .hint(format!("Install the server package of version {major}, or set bin_directory in walship.toml."))
+}
+
+/// Reads where PostgreSQL would begin to replay after a crash, until it is cancelled. While `pg_control` can't be read
+/// the last value stays: what is kept for it is then too much, not too little.
+pub async fn watch_restartpoint(node: Arc<Node>) -> anyhow::Result<()> {
+    let mut tick = interval(RESTARTPOINT_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let read = node.blocking("read pg_control", |node| {
+            ControlFile::read(&node.config.postgres.data_directory).map(|control| control.redo_lsn)
+        });
+        match read.await? {
+            Ok(lsn) => {
+                node.restartpoint.send_if_modified(|current| std::mem::replace(current, lsn) != lsn);
+            }
+            Err(error) => tracing::debug!("pg_control can't be read: {error}"),
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! The stages of a primary: capture, and what serves those who follow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::node::Node;
+use super::{members, retention};
+use crate::capture::{self, Options};
+use crate::pg::TimelineId;
+use crate::pg::sql::Sql;
+use crate::pg::sql::server::WalPositions;
+use crate::store::{Branch, NodeRole};
+use crate::vitals::{StandbyFeedback, Vitals};
+
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Runs until the node ends. An error is one that a person must mend; what is in the store is shipped meanwhile.
+pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
+    node.blocking("note the role", |node| {
+        node.store.update_state(|state| state.role = Some(NodeRole::Primary))
+    })
+    .await??;
+    node.role.send_replace(NodeRole::Primary);
+    let token = node.token.child_token();
+    let (feedback, wanted) = watch::channel(None);
+    // The first that ends by itself has failed: each of them runs as long as the node.
+    let ended = tokio::select! {
+        ended = capture_all(&node, wanted, &token) => ended,
+        ended = members::keep(Arc::clone(&node)) => ended,
+        ended = retention::run(Arc::clone(&node)) => ended,
+        () = pass_feedback(&node.vitals, feedback) => Ok(()),
+        () = node.token.cancelled() => Ok(()),
+    };
+    token.cancel();
+    ended
+}
+
+/// Captures; when that is stopped for good, the rest goes on, and every report says so.
+async fn capture_all(
+    node: &Arc<Node>,
+    feedback: watch::Receiver<Option<StandbyFeedback>>,
+    token: &CancellationToken,
+) -> anyhow::Result<()> {
+    note_version(node, token).await?;
+    let adopted = adopted(node, token).await?;
+    let options =
+        Options { conninfo: node.conninfo.clone(), slot: node.config.slot.clone(), adopted: adopted.clone() };
+    let adopting = async {
+        if let Some((timeline, _)) = adopted {
+            settle(node, timeline).await?;
+        }
+        std::future::pending::<anyhow::Result<()>>().await
+    };
+    let capturing = capture::run(options, node.store.clone(), &node.vitals, feedback, token.clone());
+    let ended = tokio::select! {
+        ended = capturing => ended,
+        failed = adopting => return failed,
+    };
+    if let Err(error) = ended {
+        tracing::error!("capture has stopped, and nothing new is shipped until a person acts: {error}");
+        token.cancelled().await;
+    }
+    Ok(())
+}
+
+/// Keeps the server's version, which standbys and their walreceivers are told. A server that is down is no obstacle.
+async fn note_version(node: &Arc<Node>, token: &CancellationToken) -> anyhow::Result<()> {
+    let connected = tokio::select! {
+        connected = Sql::connect(&node.conninfo) => connected,
+        () = token.cancelled() => return Ok(()),
+    };
+    if let Ok(sql) = connected {
+        let version = sql.version().0;
+        node.blocking("note the version", move |node| {
+            node.store.update_state(|state| state.server_version = version)
+        })
+        .await??;
+    }
+    Ok(())
+}
+
+/// The timeline that a promotion of this node made, when the store does not have it yet.
+async fn adopted(
+    node: &Arc<Node>,
+    token: &CancellationToken,
+) -> anyhow::Result<Option<(TimelineId, Branch)>> {
+    let Some(branch) = node.store.state().promoting else { return Ok(None) };
+    loop {
+        let asked = async { Sql::connect(&node.conninfo).await?.wal_positions().await };
+        let wait = match asked.await {
+            Ok(WalPositions::Primary { timeline, .. }) => return Ok(Some((timeline, branch))),
+            Ok(WalPositions::Standby { .. }) => "PostgreSQL is still a standby".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        tracing::debug!("the new timeline is not known yet: {wait}");
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            () = token.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// The promotion is complete once its timeline is in the store.
+async fn settle(node: &Arc<Node>, timeline: TimelineId) -> anyhow::Result<()> {
+    let mut positions = node.store.positions();
+    positions.wait_for(|at| at.timeline == Some(timeline)).await.context("the store was closed")?;
+    node.blocking("complete the promotion", |node| node.store.update_state(|state| state.promoting = None))
+        .await??;
+    Ok(())
+}
+
+/// What the standbys' feedback comes to: the least of each, as PostgreSQL itself would take it from several.
+async fn pass_feedback(vitals: &Vitals, feedback: watch::Sender<Option<StandbyFeedback>>) {
+    let mut downstreams = vitals.downstreams.watch();
+    loop {
+        let least = downstreams.borrow_and_update().values().filter_map(|down| down.feedback).reduce(least);
+        feedback.send_if_modified(|current| std::mem::replace(current, least) != least);
+        if downstreams.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn least(one: StandbyFeedback, two: StandbyFeedback) -> StandbyFeedback {
+    let older = |one: (u32, u32), two: (u32, u32)| match (one.1, two.1) {
+        (0, _) => two,
+        (_, 0) => one,
+        _ => one.min(two),
+    };
+    let (xmin_epoch, xmin) = older((one.xmin_epoch, one.xmin), (two.xmin_epoch, two.xmin));
+    let (catalog_xmin_epoch, catalog_xmin) =
+        older((one.catalog_xmin_epoch, one.catalog_xmin), (two.catalog_xmin_epoch, two.catalog_xmin));
+    StandbyFeedback { xmin, xmin_epoch, catalog_xmin, catalog_xmin_epoch }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_need_counts_across_epochs_and_none_counts_not() {
+        let of = |epoch, xmin| StandbyFeedback { xmin, xmin_epoch: epoch, ..StandbyFeedback::default() };
+        assert_eq!(least(of(1, 5), of(0, 4_000_000_000)), of(0, 4_000_000_000));
+        assert_eq!(least(of(1, 5), of(0, 0)), of(1, 5));
+        assert_eq!(least(of(0, 0), of(0, 0)), of(0, 0));
+    }
+}

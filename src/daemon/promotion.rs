@@ -1,0 +1,236 @@
+//! Promoting this node: gathers the facts, and carries out what the planner says.
+//!
+//! Order: ask everyone, plan, stop receiving, drain, reserve the slot, commit the epoch, promote. Up to the commit the
+//! node goes on as a standby whatever fails; from it on, running the command again finishes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::node::Node;
+use crate::capture;
+use crate::failpoint;
+use crate::fault::{Fault, Outcome, WithFault};
+use crate::feed::ReplyRequests;
+use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
+use crate::link::{LinkError, Message, dial, handshake};
+use crate::pg::Lsn;
+use crate::pg::sql::Sql;
+use crate::promote::{self, Facts, Other, Plan, Primary};
+use crate::store::{Branch, NodeRole};
+
+/// Patience with each node that is asked; they are asked at once.
+const ASK_WITHIN: Duration = Duration::from_secs(4);
+
+/// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
+const DRAIN_STALL: Duration = Duration::from_secs(60);
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Patience with `pg_promote`.
+const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
+
+/// A request for a promotion.
+pub struct Request {
+    /// Accept what would be refused.
+    pub force: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Where progress is told, line by line.
+    pub say: mpsc::Sender<String>,
+    /// The outcome.
+    pub done: oneshot::Sender<anyhow::Result<String>>,
+}
+
+impl Request {
+    async fn say(&self, line: impl Into<String>) {
+        let line = line.into();
+        tracing::info!("promotion: {line}");
+        // Whoever asked may have gone; the promotion goes on.
+        let _ = self.say.send(line).await;
+    }
+}
+
+/// Asks all nodes and plans.
+pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {
+    let facts = gather(node).await;
+    let plan = promote::plan(&facts, request.force);
+    let plan = plan.map_err(|refusal| Fault::refused(&refusal.reason, refusal.hint.clone()))?;
+    for warning in &plan.warnings {
+        request.say(format!("warning: {warning}")).await;
+    }
+    request.say(format!("at stake: {}", plan.stake)).await;
+    Ok(plan)
+}
+
+async fn gather(node: &Arc<Node>) -> Facts {
+    let state = node.store.state();
+    let mut asked = JoinSet::new();
+    for member in state.members.iter().filter(|m| m.name != node.config.name && !m.advertise.is_empty()) {
+        let (node, member) = (Arc::clone(node), member.clone());
+        asked.spawn(async move {
+            let answer = timeout(ASK_WITHIN, ask(&node, &member.advertise)).await;
+            (member, answer.ok().and_then(Result::ok))
+        });
+    }
+    let receive = node.vitals.receive.get();
+    let heard =
+        receive.server_time.map(|(_, arrived)| (receive.server_flush_lsn, arrived.elapsed().as_secs()));
+    let mut facts = Facts {
+        node: node.config.name.clone(),
+        epoch: state.committed_epoch,
+        highest_epoch: state.promised_epoch.max(state.committed_epoch),
+        durable_lsn: node.store.positions().borrow().durable,
+        last_heard: heard,
+        primary: Primary::Unreachable,
+        others: Vec::new(),
+    };
+    for (member, answer) in asked.join_all().await {
+        let live = answer.as_ref();
+        facts.highest_epoch =
+            live.map_or(0, |a| a.promised_epoch.max(a.committed_epoch)).max(facts.highest_epoch);
+        let role = live.map_or(super::node::link_role(member.role), |answer| answer.role);
+        if role == Role::Primary {
+            // One that was left behind by a later promotion is no primary to wait for.
+            if let Some(answer) = live.filter(|answer| answer.committed_epoch >= state.committed_epoch) {
+                facts.primary = primary_of(answer);
+            }
+            continue;
+        }
+        let known = member.flushed_lsn.is_valid().then_some((state.committed_epoch, member.flushed_lsn));
+        let position = match live {
+            Some(answer) => answer.positions.map(|at| (answer.committed_epoch, at.flushed_lsn)),
+            None => known,
+        };
+        facts.others.push(Other { node: member.name, position, answered: live.is_some() });
+    }
+    facts
+}
+
+fn primary_of(answer: &Answer) -> Primary {
+    let node = answer.node.clone();
+    match answer.postgres {
+        PostgresAnswer::Up { in_recovery: false, lsn } => Primary::Writing { node, lsn },
+        PostgresAnswer::Up { in_recovery: true, .. } | PostgresAnswer::Unknown => Primary::Unsure { node },
+        PostgresAnswer::Down { .. } => {
+            let stored_lsn = answer.positions.map_or(Lsn::INVALID, |at| at.flushed_lsn);
+            Primary::Down { node, stored_lsn }
+        }
+    }
+}
+
+/// Asks one node how it is.
+async fn ask(node: &Arc<Node>, address: &str) -> anyhow::Result<Answer> {
+    let mut link = dial::dial(address, &node.security()).await?;
+    handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
+    link.conn.write(Message::Ask).await?;
+    match link.conn.read_within(ASK_WITHIN).await? {
+        Message::Answer(answer) => Ok(*answer),
+        other => Err(LinkError::unexpected("Answer", other).into()),
+    }
+}
+
+/// Carries a plan out. Nothing is received any more when this is called. An error leaves a standby.
+pub async fn carry_out(
+    node: &Arc<Node>,
+    plan: &Plan,
+    request: &Request,
+    replies: &ReplyRequests,
+) -> anyhow::Result<String> {
+    let started = Instant::now();
+    let sql = Sql::connect(&node.conninfo).await.context("ask this node's PostgreSQL")?;
+    let already = !sql.is_in_recovery().await?;
+    let end = node.blocking("fsync the store", |node| node.store.sync()).await??;
+    if !already {
+        drain(node, &sql, end, request, replies).await?;
+        failpoint::hit("promote-drained");
+        let slot = &node.config.slot;
+        capture::slot::hold(&sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
+    }
+    let branch = Branch { epoch: plan.epoch, node: node.config.name.clone() };
+    request.say(format!("committing epoch {}", plan.epoch)).await;
+    let committed = node.blocking("commit the epoch", move |node| {
+        node.store.update_state(|state| {
+            state.promised_epoch = branch.epoch;
+            state.committed_epoch = branch.epoch;
+            state.promoting = Some(branch);
+        })
+    });
+    committed.await??;
+    failpoint::hit("promote-committed");
+    if !already {
+        let promoted = sql.promote(PROMOTE_WITHIN).await.outcome(Outcome::Unknown)?;
+        if !promoted {
+            return Err(anyhow::anyhow!(
+                "PostgreSQL did not end its recovery within {} s",
+                PROMOTE_WITHIN.as_secs()
+            ))
+            .hint("Look at PostgreSQL's log; `walship promote` goes on from here.")
+            .outcome(Outcome::Unknown);
+        }
+    }
+    failpoint::hit("promote-promoted");
+    node.blocking("become the primary", become_primary).await??;
+    Ok(format!(
+        "{} is the primary of epoch {} after {:.1} s",
+        node.config.name,
+        plan.epoch,
+        started.elapsed().as_secs_f64()
+    ))
+}
+
+/// Notes that this node is the primary, and nobody else.
+pub fn become_primary(node: &Node) -> anyhow::Result<()> {
+    node.store.update_state(|state| {
+        state.role = Some(NodeRole::Primary);
+        state.members.iter_mut().for_each(|member| member.role = NodeRole::Standby);
+    })?;
+    Ok(())
+}
+
+/// Waits until PostgreSQL has flushed all of the store and replayed its last whole record.
+async fn drain(
+    node: &Arc<Node>,
+    sql: &Sql,
+    end: Lsn,
+    request: &Request,
+    replies: &ReplyRequests,
+) -> anyhow::Result<()> {
+    let timeline = node.store.newest_timeline().context("the store is empty")?;
+    let last =
+        node.blocking("find the last record", move |node| node.store.last_record_end(timeline)).await??;
+    let last = last.unwrap_or(Lsn::INVALID);
+    if sql.is_replay_paused().await? {
+        return Err(Fault::refused(
+            "somebody paused the replay, and promotion would end it where it stands",
+            "Run `SELECT pg_wal_replay_resume()` on this node, then promote again.",
+        ));
+    }
+    request.say(format!("waiting until PostgreSQL has replayed up to {last}")).await;
+    let mut progress = (Lsn::INVALID, Lsn::INVALID);
+    let mut advanced_at = Instant::now();
+    loop {
+        replies.ask();
+        let fed = node.vitals.feed.get();
+        // What the store holds PostgreSQL may have had from an earlier walship, and then asks for nothing.
+        if fed.flushed_lsn >= end && fed.replayed_lsn >= last {
+            return Ok(());
+        }
+        if (fed.flushed_lsn, fed.replayed_lsn) != progress {
+            progress = (fed.flushed_lsn, fed.replayed_lsn);
+            advanced_at = Instant::now();
+        }
+        if advanced_at.elapsed() > DRAIN_STALL {
+            let (flushed, replayed) = progress;
+            return Err(anyhow::anyhow!(
+                "PostgreSQL has not moved for {} s: it flushed {flushed} of {end} and replayed {replayed} of {last}",
+                DRAIN_STALL.as_secs()
+            ))
+            .hint("Look at its log, and at recovery_min_apply_delay; the node goes on as a standby.");
+        }
+        sleep(DRAIN_LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,105 @@
+//! Keeps the store within bounds: what every known member has, and no backup needs, goes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::node::Node;
+use crate::fault::Fault;
+use crate::pg::Lsn;
+use crate::store::{Hold, NodeRole};
+
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The share of the file system that the store may take when nothing is configured.
+const SHARE: u64 = 4;
+
+/// Applies retention until it is cancelled.
+pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        node.blocking("remove old WAL", apply).await??;
+    }
+}
+
+fn apply(node: &Node) -> anyhow::Result<()> {
+    let holds = holds(node);
+    // A standby that does not know yet where its PostgreSQL begins keeps everything.
+    if holds.iter().any(|hold| !hold.lsn.is_valid()) {
+        return Ok(());
+    }
+    let max_bytes = max_bytes(node)?;
+    let done = node.store.retain(&holds, max_bytes)?;
+    for hold in &done.let_go {
+        let name = hold.holder.clone();
+        node.store.update_state(|state| {
+            state
+                .members
+                .iter_mut()
+                .filter(|member| member.name == name)
+                .for_each(|member| member.let_go = true);
+            if name == LAST_BACKUP {
+                state.backup_start_lsn = None;
+            }
+        })?;
+        if hold.holder != LAST_BACKUP {
+            tracing::error!(
+                member = %hold.holder, needs = %hold.lsn, store_max_bytes = max_bytes,
+                "the store is full: the WAL for this standby is no longer kept, and it must be seeded anew \
+                 (raise store_max_bytes in [retention], or join it again)"
+            );
+        }
+    }
+    if done.over_limit {
+        tracing::warn!(
+            disk_bytes = node.store.disk_bytes(),
+            max_bytes,
+            "the store is larger than it may be, and what is in it is needed here"
+        );
+    }
+    Ok(())
+}
+
+const LAST_BACKUP: &str = "last base backup";
+
+/// Who needs what; `status` shows the same list.
+pub fn holds(node: &Node) -> Vec<Hold> {
+    let hold = |holder: &str, lsn: Lsn, may_be_let_go| Hold { holder: holder.to_owned(), lsn, may_be_let_go };
+    let state = node.store.state();
+    let heard = node.vitals.downstreams.get();
+    let mut holds = Vec::new();
+    for member in state.members.iter().filter(|m| !m.let_go && m.name != node.config.name) {
+        let live = heard.get(&member.name).filter(|live| live.flushed_lsn.is_valid());
+        let (flushed, restart) = live.map_or((member.flushed_lsn, member.restartpoint_lsn), |live| {
+            (live.flushed_lsn, live.restartpoint_lsn)
+        });
+        // One that never said where it is needs what its backup needs, which has a hold of its own.
+        let least = [flushed, restart].into_iter().filter(|lsn| lsn.is_valid()).min();
+        holds.extend(least.map(|lsn| hold(&member.name, lsn, true)));
+    }
+    for backup in node.vitals.backups.get().into_values().filter(|backup| backup.start_lsn.is_valid()) {
+        holds.push(hold(&format!("base backup by {}", backup.client), backup.start_lsn, false));
+    }
+    if let Some(lsn) = state.backup_start_lsn {
+        holds.push(hold(LAST_BACKUP, lsn, true));
+    }
+    if node.role() == NodeRole::Standby {
+        holds.push(hold("this node's PostgreSQL", *node.restartpoint.borrow(), false));
+    }
+    holds
+}
+
+/// How large the store may be.
+pub fn max_bytes(node: &Node) -> anyhow::Result<u64> {
+    if let Some(bytes) = node.config.store_max_bytes {
+        return Ok(bytes);
+    }
+    let folder = node.store.folder();
+    let system = rustix::fs::statvfs(folder).map_err(|e| {
+        Fault::usage(format!("look at the file system of {}: {e}", folder.display()), "Check the folder.")
+    })?;
+    Ok(system.f_blocks * system.f_frsize / SHARE)
+}

@@ -1,0 +1,115 @@
+//! The stages of a standby: receive, feed, and the promotion that ends it.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::node::Node;
+use super::promotion::{self, Request};
+use super::{follow, members, postgres, retention};
+use crate::feed::{self, ReplyRequests, ServerVersion};
+use crate::pg::{Lsn, TimelineId, sql};
+use crate::store::NodeRole;
+
+/// How the life of a standby ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    /// The node ends.
+    Stopped,
+    /// It is the primary now.
+    Promoted,
+}
+
+/// Runs until the node ends or is promoted. `start` is where an empty store begins.
+pub async fn run(
+    node: Arc<Node>,
+    start: Option<(TimelineId, Lsn)>,
+    requests: &mut mpsc::Receiver<Request>,
+) -> anyhow::Result<End> {
+    node.blocking("note the role", |node| {
+        node.store.update_state(|state| state.role = Some(NodeRole::Standby))
+    })
+    .await??;
+    node.role.send_replace(NodeRole::Standby);
+    let token = node.token.child_token();
+    let replies = ReplyRequests::default();
+    let feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), replies.clone(), token.clone()));
+    // The first that ends by itself has failed: each of them runs as long as the standby.
+    let ended = tokio::select! {
+        ended = follow_until_promoted(&node, start, requests, &replies) => ended,
+        ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        failed = feed_failed(feeding) => failed,
+        () = node.token.cancelled() => Ok(End::Stopped),
+    };
+    token.cancel();
+    ended
+}
+
+async fn serve_feed(node: Arc<Node>, replies: ReplyRequests, token: CancellationToken) -> anyhow::Result<()> {
+    // The version comes from the primary with the first Hello; before it nothing is in the store to feed.
+    let mut positions = node.store.positions();
+    let known = tokio::select! {
+        known = positions.wait_for(|at| at.timeline.is_some()) => known.is_ok(),
+        () = token.cancelled() => false,
+    };
+    if !known {
+        return Ok(());
+    }
+    let options = feed::Options {
+        folder: node.config.feed_folder(),
+        client_uid: rustix::process::getuid().as_raw(),
+        server_version: ServerVersion::new(sql::ServerVersion(node.store.state().server_version).to_string()),
+    };
+    feed::run(options, node.store.clone(), Arc::clone(&node.vitals), replies, token).await
+}
+
+async fn feed_failed(feeding: tokio::task::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<End> {
+    feeding.await.context("feed PostgreSQL")??;
+    std::future::pending().await
+}
+
+/// Follows, and promotes when that is asked for; a promotion that fails before it is committed leaves a standby.
+async fn follow_until_promoted(
+    node: &Arc<Node>,
+    start: Option<(TimelineId, Lsn)>,
+    requests: &mut mpsc::Receiver<Request>,
+    replies: &ReplyRequests,
+) -> anyhow::Result<End> {
+    loop {
+        let following = node.token.child_token();
+        let follower = node.tasks.spawn(follow::run(Arc::clone(node), start, following.clone()));
+        let (plan, request) = loop {
+            // Cancellation-safe: a request is taken whole or stays in the channel.
+            let Some(request) = requests.recv().await else { return Ok(End::Stopped) };
+            match promotion::plan(node, &request).await {
+                Ok(plan) if !request.dry_run => break (plan, request),
+                Ok(plan) => reply(
+                    request,
+                    Ok(format!("epoch {} would be committed; nothing was changed", plan.epoch)),
+                ),
+                Err(error) => reply(request, Err(error)),
+            }
+        };
+        following.cancel();
+        follower.await.context("stop receiving")?;
+        match promotion::carry_out(node, &plan, &request, replies).await {
+            Ok(done) => {
+                reply(request, Ok(done));
+                return Ok(End::Promoted);
+            }
+            Err(error) => {
+                tracing::warn!("the promotion failed, going on as a standby: {error:#}");
+                reply(request, Err(error));
+            }
+        }
+    }
+}
+
+fn reply(request: Request, outcome: anyhow::Result<String>) {
+    // Whoever asked may have gone; the outcome is in the log, too.
+    let _ = request.done.send(outcome);
+}

@@ -1,0 +1,97 @@
+//! What this node knows, as a report.
+
+use crate::clock::WallTime;
+use crate::pg::sql::ServerVersion;
+use crate::pg::{Lsn, TimelineId};
+use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, StoreFacts};
+use crate::store::NodeRole;
+
+use super::node::Node;
+use super::retention;
+use crate::link::message;
+
+/// The status of this moment. Blocks: it looks at the file system.
+pub fn of(node: &Node) -> Status {
+    let state = node.store.state();
+    let timeline = state.newest_timeline().unwrap_or(TimelineId::FIRST);
+    let mut warnings = Vec::new();
+    let max_bytes = retention::max_bytes(node).unwrap_or_else(|error| {
+        warnings.push(format!("{error:#}"));
+        0
+    });
+    for member in state.members.iter().filter(|member| member.let_go) {
+        warnings.push(format!("{} was let go when the store was full: seed it anew", member.name));
+    }
+    let at = *node.store.positions().borrow();
+    let about = report::gather::About {
+        node: report::Node {
+            name: node.config.name.clone(),
+            role: role_of(node.role()),
+            advertise: node.config.advertise.to_string(),
+            walship_version: env!("CARGO_PKG_VERSION").to_owned(),
+            system_identifier: state.system_identifier,
+            postgres_version: match state.server_version {
+                0 => String::new(),
+                version => ServerVersion(version).to_string(),
+            },
+            promised_epoch: state.promised_epoch,
+            committed_epoch: state.committed_epoch,
+            timeline,
+        },
+        store: StoreFacts {
+            directory: node.store.folder().to_owned(),
+            start: at.start,
+            appended: at.appended,
+            durable: at.durable,
+            sealed: at.sealed,
+            disk_bytes: node.store.disk_bytes(),
+            max_bytes,
+            holds: retention::holds(node)
+                .into_iter()
+                .map(|hold| Hold { who: hold.holder, lsn: hold.lsn })
+                .collect(),
+        },
+        ancestors: state
+            .timelines
+            .iter()
+            .filter_map(|identity| identity.parent)
+            .map(|(timeline, end_lsn)| Ancestor { timeline, end_lsn })
+            .collect(),
+        members: node.members.borrow().iter().map(member_of).collect(),
+        certificate: Some(Certificate { expires: expiry(node) }),
+        warnings,
+    };
+    report::gather::status(about, &node.vitals)
+}
+
+fn expiry(node: &Node) -> WallTime {
+    let credentials = node.credentials();
+    credentials.identity().expires.min(credentials.authority_expires())
+}
+
+fn member_of(member: &message::Member) -> report::Member {
+    let known = |lsn: Lsn| lsn.is_valid().then_some(lsn);
+    report::Member {
+        name: member.name.clone(),
+        role: match member.role {
+            message::Role::Primary => Role::Primary,
+            message::Role::Standby => Role::Standby,
+            message::Role::Reader => Role::Reader,
+        },
+        advertise: member.advertise.clone().unwrap_or_default(),
+        progress: member.positions.map_or_else(Progress::default, |at| Progress {
+            timeline: Some(at.timeline),
+            shipped: known(at.written_lsn),
+            flushed: known(at.flushed_lsn),
+            replayed: known(at.replayed_lsn),
+        }),
+        last_contact: member.last_seen,
+    }
+}
+
+fn role_of(role: NodeRole) -> Role {
+    match role {
+        NodeRole::Primary => Role::Primary,
+        NodeRole::Standby => Role::Standby,
+    }
+}
