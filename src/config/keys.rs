@@ -1,0 +1,144 @@
+//! Every key of `walship.toml`, its default and its meaning: the one table that the file, its template and its
+//! manual page come from.
+
+/// A key.
+#[derive(Debug)]
+pub struct Key {
+    /// The section that it is in; empty for the top.
+    pub section: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// Its default as it would stand in the file.
+    pub default: &'static str,
+    /// What it is for, in one to three sentences.
+    pub meaning: &'static str,
+    /// Whether this version knows but the default.
+    pub later: bool,
+}
+
+/// The default of `listen`.
+pub const LISTEN: &str = "0.0.0.0:7432";
+/// The default of `postgres.conninfo`: libpq's own.
+pub const CONNINFO: &str = "dbname=postgres";
+/// The default of `replication.slot`.
+pub const SLOT: &str = "walship";
+
+const fn key(section: &'static str, name: &'static str, default: &'static str, meaning: &'static str) -> Key {
+    Key { section, name, default, meaning, later: false }
+}
+
+const fn later(
+    section: &'static str,
+    name: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Key {
+    Key { section, name, default, meaning, later: true }
+}
+
+/// All keys, in the order of the file.
+pub const KEYS: &[Key] = &[
+    key(
+        "",
+        "name",
+        "",
+        "This node's name: the one that it was invited as. 1 to 63 of a-z, 0-9, - and _. Must be set.",
+    ),
+    key(
+        "",
+        "store",
+        "",
+        "The folder of the store: WAL, certificates and keys (tls/), sockets (control.sock, feed/). Outside the data \
+         directory, on a disk with room for the WAL that a standby may have to catch up with. Must be set.",
+    ),
+    key("", "listen", "\"0.0.0.0:7432\"", "Where other nodes' sidecars connect, host:port."),
+    key(
+        "",
+        "advertise",
+        "\"\"",
+        "How they reach this node, host:port. Empty: the address in listen, or this host's name with its port.",
+    ),
+    key(
+        "",
+        "upstream",
+        "[]",
+        "A standby's sources: addresses of other sidecars, in order of preference. Empty on a primary.",
+    ),
+    later("", "http_listen", "\"\"", "Where to serve metrics and health checks. Empty: nowhere."),
+    key(
+        "postgres",
+        "data_directory",
+        "",
+        "The data directory of this node's PostgreSQL. walship runs as its owner. Must be set.",
+    ),
+    key(
+        "postgres",
+        "conninfo",
+        "\"dbname=postgres\"",
+        "How to connect to this node's PostgreSQL, as libpq has it. `walship check` tells which rights the user needs.",
+    ),
+    key(
+        "postgres",
+        "bin_directory",
+        "\"\"",
+        "Where pg_ctl is. Empty: PATH, pg_config, /usr/lib/postgresql/*/bin.",
+    ),
+    key("postgres", "start_command", "\"\"", "How to start PostgreSQL, run by a shell. Empty: pg_ctl start."),
+    key(
+        "postgres",
+        "stop_command",
+        "\"\"",
+        "How to stop PostgreSQL, run by a shell. Empty: pg_ctl stop -m fast.",
+    ),
+    key(
+        "replication",
+        "slot",
+        "\"walship\"",
+        "The physical replication slot that keeps the primary's WAL until it is in the store. Made when missing.",
+    ),
+    later("replication", "ack", "\"async\"", "What a commit waits for."),
+    later(
+        "replication",
+        "stall_limit",
+        "\"never\"",
+        "How long a commit waits before it goes on unprotected.",
+    ),
+    key(
+        "replication",
+        "max_rate",
+        "\"\"",
+        "The most bytes per second shipped to one standby, like 20MiB. Empty: no limit.",
+    ),
+    key(
+        "retention",
+        "store_max_bytes",
+        "\"\"",
+        "The most bytes of WAL in the store, like 50GiB; beyond, the slowest standby is let go and must be seeded anew. \
+         Empty: a quarter of the file system.",
+    ),
+    later("promotion", "priority", "100", "Who is promoted of several that are equally far."),
+    later("promotion", "fence_command", "\"\"", "How to make sure that a lost primary is down."),
+    later("promotion", "auto_rejoin", "false", "Whether a lost primary comes back as a standby by itself."),
+    later(
+        "promotion",
+        "start_alone",
+        "false",
+        "Whether a primary starts without asking the other nodes first.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_in_the_table_are_those_in_use() {
+        let default_of = |section, name| {
+            let key = KEYS.iter().find(|key| (key.section, key.name) == (section, name)).unwrap();
+            key.default.trim_matches('"')
+        };
+        assert_eq!(default_of("", "listen"), LISTEN);
+        assert_eq!(default_of("postgres", "conninfo"), CONNINFO);
+        assert_eq!(default_of("replication", "slot"), SLOT);
+    }
+}
