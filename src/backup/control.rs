@@ -83,7 +83,8 @@ where
     copy(taker, source, &begun.session).await?;
     let (sent, label) = stop(taker, source, &begun, &announced).await?;
     info!(client = %source.client, files = sent.files, bytes = sent.bytes, start_lsn = %label.start_lsn, "base backup ends");
-    Ok(())
+    announced.update(|vitals| vitals.phase = "waiting for the taker to have its WAL");
+    hold_wal(taker).await
 }
 
 /// The server that answers must be the one whose files are read.
@@ -231,8 +232,18 @@ where
     for message in control_file_messages(control)? {
         taker.say(message).await?;
     }
-    taker.close().await?;
     Ok((sent, label))
+}
+
+/// WAL from the start position on stays until the taker has what it needs of it: it hangs up then.
+async fn hold_wal<S>(taker: &mut Taker<S>) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite,
+{
+    match taker.wait(Phase::WaitingForWal, std::future::pending::<()>()).await {
+        Err(error) if !error.is_gone() => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn control_file_messages(content: Bytes) -> anyhow::Result<[Message; 3]> {

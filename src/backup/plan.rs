@@ -79,9 +79,10 @@ impl Cluster<'_> {
 
     /// Walks the data directory and its tablespaces. What vanishes meanwhile is left out.
     pub fn plan(&self) -> Result<Plan, FileError> {
-        let mut found = Found::default();
+        let tablespaces = self.tablespaces()?;
+        let mut found = Found { own_walk: self.inside(&tablespaces)?, ..Found::default() };
         self.walk(Path::new(""), &mut found)?;
-        for tablespace in self.tablespaces()? {
+        for tablespace in tablespaces {
             let link = Path::new("pg_tblspc").join(tablespace.oid.to_string());
             self.walk(&link.join(self.tablespace_folder()), &mut found)?;
             found.tablespaces.push(tablespace);
@@ -107,7 +108,12 @@ impl Cluster<'_> {
             };
             let below = entry.path().strip_prefix(&root).unwrap_or(entry.path());
             let path = if entry.depth() == 0 { start.to_owned() } else { start.join(below) };
-            match self.verdict(&entry, &path) {
+            let verdict = if found.own_walk.contains(&path) && entry.depth() > 0 {
+                Verdict::Empty
+            } else {
+                self.verdict(&entry, &path)
+            };
+            match verdict {
                 Verdict::Skip => {}
                 Verdict::SkipFolder => entries.skip_current_dir(),
                 Verdict::Empty => {
@@ -183,6 +189,18 @@ impl Cluster<'_> {
         Ok(tablespaces)
     }
 
+    /// Those of the tablespaces that were put inside the data directory, relative to it: they are copied through
+    /// their links, and only so.
+    fn inside(&self, tablespaces: &[Tablespace]) -> Result<HashSet<PathBuf>, FileError> {
+        let root = fs::canonicalize(self.data_directory);
+        let root = root.map_err(|e| FileError::new("resolve", self.data_directory, e))?;
+        let below = |tablespace: &Tablespace| {
+            let path = &tablespace.path;
+            path.strip_prefix(&root).or(path.strip_prefix(self.data_directory)).map(Path::to_owned).ok()
+        };
+        Ok(tablespaces.iter().filter_map(below).collect())
+    }
+
     fn add_wal_folders(&self, found: &mut Found) {
         found.folders.push("pg_wal/archive_status".into());
         if self.major >= 17 {
@@ -215,6 +233,8 @@ fn is_number(name: &OsStr) -> bool {
 /// What the walk gathers.
 #[derive(Default)]
 struct Found {
+    /// Folders whose content has a walk of its own.
+    own_walk: HashSet<PathBuf>,
     folders: Vec<PathBuf>,
     files: Vec<(PathBuf, u64)>,
     /// Folder and number of every relation that has an init fork.
@@ -394,17 +414,22 @@ mod tests {
         ]);
         let root = data_directory(&["base/5/112", "pg_tblspc/16501/PG_15_42/5/16500"]);
         symlink(elsewhere.path(), root.path().join("pg_tblspc/16500")).unwrap();
+        fs::create_dir_all(root.path().join("inside/PG_15_42/5")).unwrap();
+        fs::write(root.path().join("inside/PG_15_42/5/16600"), "x").unwrap();
+        symlink(root.path().join("inside"), root.path().join("pg_tblspc/16502")).unwrap();
         symlink(elsewhere.path().join("wal"), root.path().join("pg_wal")).unwrap();
         symlink(elsewhere.path().join("wal"), root.path().join("pg_stat_tmp")).unwrap();
         symlink(elsewhere.path().join("stray.conf"), root.path().join("postgresql.conf")).unwrap();
         let plan = plan(root.path(), 15);
-        let spaces = [Tablespace { oid: 16500, path: elsewhere.path().to_owned() }];
-        assert_eq!(plan.tablespaces, spaces, "one within the data directory is copied with it");
+        let space = |oid, path: PathBuf| Tablespace { oid, path };
+        let spaces = [space(16500, elsewhere.path().to_owned()), space(16502, root.path().join("inside"))];
+        assert_eq!(plan.tablespaces, spaces, "16501 is no link: it is a part of the data directory");
         let expected = [
             "base/5/112",
             "pg_tblspc/16500/PG_15_42/5/16400",
             "pg_tblspc/16500/PG_15_42/5/16402_init",
             "pg_tblspc/16501/PG_15_42/5/16500",
+            "pg_tblspc/16502/PG_15_42/5/16600",
         ];
         assert_eq!(names(plan.jobs.into_iter().flatten()), expected);
         let folders = names(plan.folders);

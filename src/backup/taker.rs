@@ -25,11 +25,6 @@ impl<S: AsyncRead + AsyncWrite> Taker<S> {
         self.0.write(message).await
     }
 
-    /// Says that nothing more comes.
-    pub async fn close(&mut self) -> Result<(), LinkError> {
-        self.0.close().await
-    }
-
     /// Waits for `work`, during which the taker has nothing to say; an error when it is gone.
     pub async fn wait<T>(&mut self, phase: Phase, work: impl Future<Output = T>) -> Result<T, LinkError> {
         match self.listen(phase, work).await? {

@@ -3,7 +3,7 @@
 //! The same two stages as between hosts, over pipes instead of TLS. The WAL comes from PostgreSQL itself, which a
 //! temporary slot keeps from letting go of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -57,7 +57,10 @@ pub async fn copy(
     progress: Arc<Cell<Progress>>,
 ) -> anyhow::Result<Report> {
     let sql = Sql::connect(&local.conninfo).await?;
-    if options.target.starts_with(&local.data_directory) {
+    let data_directory = tokio::fs::canonicalize(&local.data_directory).await;
+    let data_directory =
+        data_directory.with_context(|| format!("find {}", local.data_directory.display()))?;
+    if resolved(&options.target).await.starts_with(&data_directory) {
         return Err(Fault::usage(
             format!("{} is inside the data directory that is to be copied", options.target.display()),
             "Name another folder with -D.",
@@ -66,11 +69,7 @@ pub async fn copy(
     if local.with_wal {
         sql.hold_wal(&format!("{SLOT_PREFIX}{}", process::id())).await?;
     }
-    let source = Source {
-        sql,
-        data_directory: local.data_directory.clone(),
-        client: "walship basebackup on this host".to_owned(),
-    };
+    let source = Source { sql, data_directory, client: "walship basebackup on this host".to_owned() };
     let server = Server {
         backups: Backups::new(vitals),
         source: Mutex::new(Some(source)),
@@ -79,6 +78,16 @@ pub async fn copy(
     let connect = |purpose| std::future::ready(server.connect(purpose));
     let wal = local.with_wal.then(|| wal_source(local.conninfo.clone()));
     take_backup(options, connect, wal, progress).await
+}
+
+/// A path with the links in that part of it resolved that exists.
+async fn resolved(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let (Ok(real), Ok(below)) = (tokio::fs::canonicalize(above).await, path.strip_prefix(above)) {
+            return real.join(below);
+        }
+    }
+    path.to_owned()
 }
 
 /// The serving end of the pipes.

@@ -168,7 +168,7 @@ impl Copy {
         let mut wal =
             wal.map(|wal| WalStream::begin(wal, self.needed(), &options.target, Arc::clone(progress)));
         let files = self.receive_all(options.connections, connect, progress);
-        let written = match source.while_copying(beside(&mut wal, files)).await? {
+        let written = match source.meanwhile(beside(&mut wal, files)).await? {
             Ok(written) => written,
             Err(error) => return Err(source.reason_behind(error).await),
         };
@@ -176,8 +176,10 @@ impl Copy {
         self.check(&stopped, &control_file, &written)?;
         if let Some(wal) = wal {
             progress.update(|progress| progress.phase = Phase::WaitingForWal);
-            wal.finish(stopped.stop_lsn).await?;
+            source.meanwhile(wal.finish(stopped.stop_lsn)).await??;
         }
+        // From here on the source may let go of the WAL.
+        source.close().await?;
         progress.update(|progress| progress.phase = Phase::Finishing);
         let report = self.report(&stopped, written.bad_pages);
         let ending = Ending {
@@ -291,3 +293,6 @@ async fn beside<T>(
         None => work.await,
     }
 }
+
+#[cfg(test)]
+mod tests;

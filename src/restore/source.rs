@@ -40,7 +40,7 @@ impl<S: AsyncRead + AsyncWrite> Source<S> {
     }
 
     /// Does something else while the source waits; an error when the source is gone or gave up.
-    pub async fn while_copying<T>(&mut self, work: impl Future<Output = T>) -> anyhow::Result<T> {
+    pub async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> anyhow::Result<T> {
         match self.during(work).await.map_err(with_its_hint)? {
             Heard::Done(result) => Ok(result),
             Heard::Message(other) => Err(LinkError::unexpected("BackupPhase", other).into()),
@@ -80,6 +80,11 @@ impl<S: AsyncRead + AsyncWrite> Source<S> {
         }
         ControlFile::parse(&content)?;
         Ok(content)
+    }
+
+    /// Hangs up: nothing more is needed.
+    pub async fn close(&mut self) -> anyhow::Result<()> {
+        Ok(self.conn.close().await?)
     }
 
     /// The source's own reason for a failure that was first noticed elsewhere, if it has one to tell.

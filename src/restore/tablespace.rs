@@ -8,6 +8,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use anyhow::bail;
+
 use crate::durable::{self, FileError};
 use crate::fault::Fault;
 use crate::pg::label::Tablespace;
@@ -93,6 +95,9 @@ pub fn place(
     for tablespace in tablespaces {
         let mapping = mappings.iter().find(|mapping| mapping.old == tablespace.path);
         let path = mapping.map_or_else(|| tablespace.path.clone(), |mapping| mapping.new.clone());
+        if !path.is_absolute() {
+            bail!("the source says that a tablespace is at {}, which is not absolute", path.display());
+        }
         if placements.iter().any(|other| path.starts_with(&other.path) || other.path.starts_with(&path)) {
             return Err(Fault::usage(
                 format!("two tablespaces would share {}", path.display()),

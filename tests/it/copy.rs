@@ -172,8 +172,8 @@ async fn a_copy_becomes_a_standby_and_a_damaged_page_is_reported() {
         socket_directory: Some(folder.path().join("copy/socket")),
         ..StandbySettings::default()
     };
-    let options = Options { standby: Some(standby), ..options(&target, &[(&space, &moved)]) };
-    let report = take(&source, options, false).await.unwrap();
+    let as_standby = Options { standby: Some(standby), ..options(&target, &[(&space, &moved)]) };
+    let report = take(&source, as_standby, false).await.unwrap();
     let bad = &report.bad_pages[..];
     assert_eq!(bad.len(), 1, "{bad:?}");
     assert_eq!((bad[0].path.as_path(), bad[0].count, bad[0].first), (Path::new(&relation), 1, Some(3)));
@@ -191,6 +191,13 @@ async fn a_copy_becomes_a_standby_and_a_damaged_page_is_reported() {
     assert!(differences.is_ok(), "{differences:?}");
     assert_eq!(standby.value("SHOW wal_retrieve_retry_interval").await.unwrap(), "200ms");
     assert_eq!(standby.value("SELECT pg_is_in_recovery()").await.unwrap(), "t");
+
+    // A standby can be copied too; its control file says where the copy becomes consistent.
+    let (again, moved_again) = (folder.path().join("again"), folder.path().join("moved again"));
+    let options = options(&again, &[(&moved, &moved_again)]);
+    take(&standby, options, true).await.unwrap();
+    give_to_postgres(folder.path());
+    verify_backup(&standby, &again, &[]).await;
 
     standby.stop(StopMode::Fast).await.unwrap();
     standby::remove_for_primary(&target).unwrap();
@@ -226,6 +233,21 @@ async fn a_copy_that_was_cut_off_leaves_nothing_that_starts_and_can_be_taken_aga
     let half = Cluster::at(&folder.path().join("copy"), source.binaries(), source.account()).unwrap();
     let refused = half.start().await.unwrap_err();
     assert!(format!("{refused:#}").contains("database cluster"), "{refused:#}");
+
+    // Cut off while PostgreSQL spreads its checkpoint, the backup ends with that.
+    source.sql("UPDATE plain SET n = n").await.unwrap();
+    let spread =
+        Options { fast_checkpoint: false, ..options(&folder.path().join("never"), &[(&space, &moved)]) };
+    let (taken, cell) = (local(&source, true), Arc::new(Cell::<Progress>::default()));
+    let mut watch = cell.watch();
+    let copying = tokio::spawn(async move { copy(&taken, spread, Arc::default(), cell).await });
+    let waiting = watch.wait_for(|progress| progress.phase == Phase::WaitingForCheckpoint);
+    tokio::time::timeout(SOON, waiting).await.unwrap().unwrap();
+    copying.abort();
+    assert!(copying.await.unwrap_err().is_cancelled());
+    source.sql("CHECKPOINT").await.unwrap();
+    source.wait_until(sessions, SOON).await.unwrap();
+    assert!(!folder.path().join("never").exists());
 
     // The same command again clears it away, its tablespace too.
     let options = options(&target, &[(&space, &moved)]);
