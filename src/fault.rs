@@ -94,6 +94,32 @@ impl<T, E: Into<anyhow::Error>> WithFault<T> for Result<T, E> {
     }
 }
 
+/// A typed error of a lower layer that knows the next step.
+pub trait Advice: std::error::Error + Send + Sync + 'static {
+    /// A full sentence with the next command or the thing to look at.
+    fn hint(&self) -> Option<String>;
+
+    /// What became of the command that ended with it, when that is not just failed.
+    fn outcome(&self) -> Option<Outcome> {
+        None
+    }
+}
+
+/// Takes an error's own advice into the chain.
+pub trait Advised<T> {
+    /// The same result, its error a [`Fault`] with what it knows.
+    fn advised(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Advice> Advised<T> for Result<T, E> {
+    fn advised(self) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            let (hint, outcome) = (error.hint(), error.outcome());
+            Fault { error: error.into(), hint, outcome }.into()
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,6 +136,17 @@ mod tests {
         assert_eq!(format!("{error:#}"), "seal: write the segment: no space left");
         assert_eq!(Fault::hint_of(&error), Some("Free some room."));
         assert_eq!(Fault::outcome_of(&error), Outcome::Failed);
+        #[derive(Debug, thiserror::Error)]
+        #[error("the port is taken")]
+        struct Taken;
+        impl Advice for Taken {
+            fn hint(&self) -> Option<String> {
+                Some("Choose another.".to_owned())
+            }
+        }
+        let error = Err::<(), _>(Taken).advised().context("listen").unwrap_err();
+        assert_eq!(format!("{error:#}"), "listen: the port is taken");
+        assert_eq!(Fault::hint_of(&error), Some("Choose another."));
         let both = Err::<(), _>(Fault::refused("no", "Ask.")).outcome(Outcome::Unknown).unwrap_err();
         assert_eq!((Fault::hint_of(&both), Fault::outcome_of(&both)), (Some("Ask."), Outcome::Unknown));
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::durable::FileError;
+use crate::fault::{Advice, Outcome};
 use crate::tls::TlsError;
 
 /// A configuration or a join bundle that cannot be used.
@@ -67,6 +68,9 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Keys or certificates that cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// A join bundle with keys or certificates that cannot be used.
     #[error("{origin} is not a usable join bundle")]
     BundleTls {
@@ -101,7 +105,18 @@ impl ConfigError {
             ConfigError::Bundle { .. } => {
                 "Make a new one with `walship invite NAME` where `walship init` ran, and copy it whole.".to_owned()
             }
-            ConfigError::BundleTls { source, .. } => source.hint(),
+            ConfigError::Tls(source) | ConfigError::BundleTls { source, .. } => source.hint(),
         }
+    }
+}
+
+impl Advice for ConfigError {
+    fn hint(&self) -> Option<String> {
+        Some(self.hint())
+    }
+
+    /// The files named are wrong.
+    fn outcome(&self) -> Option<Outcome> {
+        Some(Outcome::Usage)
     }
 }

@@ -9,6 +9,7 @@ use tokio_rustls::rustls;
 use super::Message;
 use super::handshake::Mismatch;
 use super::message::{Code, Reject};
+use crate::fault::Advice;
 use crate::tls::{TlsError, explain};
 
 /// An error of the link. [`LinkError::is_gone`] means connect again, [`LinkError::Rejected`] carries the peer's reason;
@@ -189,5 +190,11 @@ impl LinkError {
             }
             _ => None,
         }
+    }
+}
+
+impl Advice for LinkError {
+    fn hint(&self) -> Option<String> {
+        self.hint()
     }
 }
