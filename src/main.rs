@@ -1,3 +1,7 @@
 //! The `walship` program.
 
-fn main() {}
+use walship::cli::{self, exit::Exit};
+
+fn main() -> Exit {
+    cli::run()
+}

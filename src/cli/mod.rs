@@ -1,7 +1,150 @@
 //! What the user types: one file per command.
+//!
+//! The command tree below is the one definition that help, manual pages and completions come from. A command turns
+//! what was typed into a validated [`Config`] and hands it to the daemon, or asks the sidecar over its control socket.
 
 pub mod check;
+pub mod completions;
 pub mod exit;
 pub mod lag;
+mod logging;
 mod output;
+mod privilege;
+mod progress;
+pub mod promote;
+pub mod sidecar;
+pub mod standby;
 pub mod status;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{Config, Overrides};
+use crate::daemon::control::Client;
+use crate::fault::Fault;
+use exit::{Contract, Exit};
+
+/// A verified, compressed, live standby of a PostgreSQL on another host.
+///
+/// A sidecar beside the primary captures the write-ahead log and takes base backups; sidecars beside the standbys
+/// receive both and feed their own PostgreSQL. `walship demo` shows all of it on this machine.
+#[derive(Parser, Debug)]
+#[command(
+    name = "walship",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// How to write the log on standard error
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        env = "WALSHIP_LOG_FORMAT",
+        hide_env_values = true
+    )]
+    log_format: logging::Format,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// The commands, in the order in which a new user meets them.
+#[derive(Subcommand, Debug)]
+enum Command {
+    Check(Configured<check::Args>),
+    Primary(sidecar::PrimaryArgs),
+    Standby(standby::Args),
+    Run(sidecar::RunArgs),
+    Status(Configured<status::Args>),
+    Lag(Configured<lag::Args>),
+    Promote(promote::Args),
+    Completions(completions::Args),
+}
+
+/// A command that needs to know which node this is.
+#[derive(clap::Args, Debug)]
+struct Configured<A: clap::Args> {
+    #[command(flatten)]
+    args: A,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Runs the command line of this process.
+pub fn run() -> Exit {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let contract = Contract::of(arguments.iter().cloned(), &Cli::command());
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Where even that can't be written, the exit code still says it.
+            let _ = error.print();
+            return contract.of_clap(&error);
+        }
+    };
+    logging::begin(cli.log_format);
+    match cli.command.run() {
+        Ok(exit) => exit,
+        Err(error) => {
+            eprintln!("walship: {error:#}");
+            if let Some(hint) = Fault::hint_of(&error) {
+                eprintln!("hint: {hint}");
+            }
+            contract.of_error(&error)
+        }
+    }
+}
+
+impl Command {
+    fn run(self) -> anyhow::Result<Exit> {
+        match self {
+            Command::Check(Configured { args, overrides }) => check_node(&args, &overrides),
+            Command::Primary(args) => sidecar::primary(&args),
+            Command::Standby(args) => standby::run(&args),
+            Command::Run(args) => sidecar::resume(&args),
+            Command::Status(Configured { args, overrides }) => {
+                let store = store_of(&overrides)?;
+                runtime()?
+                    .block_on(status::run(&args, async || Client::connect(&store).await?.status().await))
+            }
+            Command::Lag(Configured { args, overrides }) => {
+                let fetch = async || Client::connect(&store_of(&overrides)?).await?.status().await;
+                runtime()?.block_on(lag::run(&args, fetch))
+            }
+            Command::Promote(args) => promote::run(&args),
+            Command::Completions(args) => completions::run(&args),
+        }
+    }
+}
+
+fn check_node(args: &check::Args, overrides: &Overrides) -> anyhow::Result<Exit> {
+    let config = Config::load(overrides)?;
+    privilege::become_owner_of(&config.postgres.data_directory)?;
+    let subject = crate::report::check::gather::Subject {
+        conninfo: crate::daemon::conninfo(&config)?,
+        data_directory: config.postgres.data_directory.clone(),
+        store: config.store.clone(),
+        control_socket: config.control_socket(),
+        listen: config.listen.to_string(),
+        slot_name: config.slot.clone(),
+        account: crate::report::check::gather::account(&config.postgres.data_directory).unwrap_or_default(),
+    };
+    runtime()?.block_on(check::run(args, &subject))
+}
+
+/// The store of this node, whose sidecar is to be asked.
+fn store_of(overrides: &Overrides) -> anyhow::Result<PathBuf> {
+    Ok(Config::load(overrides)?.store)
+}
+
+/// The runtime of a command; made only after the process has become who it is to be.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}

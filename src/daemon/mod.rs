@@ -6,6 +6,7 @@
 mod accept;
 pub mod control;
 mod follow;
+mod join;
 pub mod local_copy;
 mod members;
 mod node;
@@ -27,10 +28,12 @@ use crate::config::Config;
 use crate::fault::{Fault, WithFault};
 use crate::pg::control::ControlFile;
 use crate::pg::sql::Sql;
-use crate::pg::{Lsn, TimelineId};
+use crate::restore;
 use crate::store::{NewStore, NodeRole, Store, StoreError};
 
+pub use join::Join;
 use node::Node;
+pub use node::conninfo;
 
 /// What still runs when the process ends is given so long.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -38,7 +41,7 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Runs the node as its role has it, until it is told to stop.
 pub async fn run(config: Config, role: NodeRole) -> anyhow::Result<()> {
     let store = open_store(&config).await?;
-    serve(config, store, role, None).await
+    serve(config, store, Life::of(role)).await
 }
 
 /// Runs whatever role the node had last; a standby's PostgreSQL is started when it is down.
@@ -70,7 +73,25 @@ pub async fn resume(config: Config) -> anyhow::Result<()> {
             postgres::start(&config).await?;
         }
     }
-    serve(config, store, role, None).await
+    serve(config, store, Life::of(role)).await
+}
+
+/// Makes this node a standby: a base backup into an empty data directory, then a standby's life. Where the copy is
+/// complete already it goes on.
+pub async fn join(config: Config, join: Join) -> anyhow::Result<()> {
+    let data_directory = config.postgres.data_directory.clone();
+    let looked = tokio::task::spawn_blocking(move || restore::target::Standing::at(&data_directory));
+    let standing = looked.await.context("look at the data directory")??;
+    if Store::exists(&config.store) && standing.is_complete() {
+        return resume(config).await;
+    }
+    let expected = join.system_identifier;
+    let data_directory = config.postgres.data_directory.clone();
+    let looked =
+        tokio::task::spawn_blocking(move || restore::target::require_free(&data_directory, expected));
+    looked.await.context("look at the data directory")??;
+    let store = join::open_store(&config, &join).await?;
+    serve(config, store, Life::Joining(join)).await
 }
 
 async fn is_primary(config: &Config) -> bool {
@@ -131,13 +152,32 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// Listens, and lives as a primary or a standby. `start` is where an empty store begins.
-pub(crate) async fn serve(
-    config: Config,
-    store: Store,
-    role: NodeRole,
-    start: Option<(TimelineId, Lsn)>,
-) -> anyhow::Result<()> {
+/// How a node's life in this process begins.
+enum Life {
+    Primary,
+    Standby,
+    Joining(Join),
+}
+
+impl Life {
+    fn of(role: NodeRole) -> Life {
+        match role {
+            NodeRole::Primary => Life::Primary,
+            NodeRole::Standby => Life::Standby,
+        }
+    }
+
+    fn role(&self) -> NodeRole {
+        match self {
+            Life::Primary => NodeRole::Primary,
+            Life::Standby | Life::Joining(_) => NodeRole::Standby,
+        }
+    }
+}
+
+/// Listens, and lives.
+async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
+    let role = life.role();
     let (promotions, mut requests) = mpsc::channel(1);
     let made = tokio::task::spawn_blocking(move || Node::new(config, store, role, promotions));
     let node = made.await.context("set the node up")??;
@@ -150,7 +190,7 @@ pub(crate) async fn serve(
     signals::notify(&[sd_notify::NotifyState::Ready]);
     // The first that ends decides: the role's stages by themselves or at the token, the rest only by failing.
     let ended = tokio::select! {
-        ended = live(&node, role, start, &mut requests) => ended,
+        ended = live(&node, life, &mut requests) => ended,
         ended = signals::run(Arc::clone(&node)) => ended,
         () = signals::feed_watchdog_for_ever() => Ok(()),
         _ = accepting => Err(anyhow::anyhow!("connections are no longer accepted")),
@@ -168,12 +208,20 @@ pub(crate) async fn serve(
 /// One role after another.
 async fn live(
     node: &Arc<Node>,
-    role: NodeRole,
-    start: Option<(TimelineId, Lsn)>,
+    life: Life,
     requests: &mut mpsc::Receiver<promotion::Request>,
 ) -> anyhow::Result<()> {
-    if role == NodeRole::Standby
-        && standby::run(Arc::clone(node), start, requests).await? == standby::End::Stopped
+    if let Life::Joining(join) = &life {
+        let report = join::copy(node, join).await?;
+        tracing::info!(files = report.files, bytes = report.bytes, start = %report.start_lsn, end = %report.stop_lsn,
+            "the base backup is complete");
+        for bad in &report.bad_pages {
+            tracing::error!(path = %bad.path.display(), pages = bad.count, "pages have wrong checksums on the primary");
+        }
+        postgres::start(&node.config).await?;
+    }
+    if life.role() == NodeRole::Standby
+        && standby::run(Arc::clone(node), requests).await? == standby::End::Stopped
     {
         return Ok(());
     }

@@ -150,7 +150,8 @@ pub fn conninfo(config: &Config) -> anyhow::Result<Conninfo> {
     Ok(conninfo.with_tls(Arc::new(for_postgres()?)))
 }
 
-fn load_credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
+/// Reads this node's certificates. Blocks.
+pub fn load_credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
     use crate::fault::WithFault;
     let files = Files::in_folder(&config.tls_folder());
     match Credentials::load(&files, WallTime::now()) {

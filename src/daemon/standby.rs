@@ -10,7 +10,7 @@ use super::node::Node;
 use super::promotion::{self, Request};
 use super::{follow, members, postgres, retention};
 use crate::feed::{self, ReplyRequests, ServerVersion};
-use crate::pg::{Lsn, TimelineId, sql};
+use crate::pg::sql;
 use crate::store::NodeRole;
 
 /// How the life of a standby ends.
@@ -22,12 +22,8 @@ pub enum End {
     Promoted,
 }
 
-/// Runs until the node ends or is promoted. `start` is where an empty store begins.
-pub async fn run(
-    node: Arc<Node>,
-    start: Option<(TimelineId, Lsn)>,
-    requests: &mut mpsc::Receiver<Request>,
-) -> anyhow::Result<End> {
+/// Runs until the node ends or is promoted.
+pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> anyhow::Result<End> {
     node.blocking("note the role", |node| {
         node.store.update_state(|state| state.role = Some(NodeRole::Standby))
     })
@@ -38,7 +34,7 @@ pub async fn run(
     let feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), replies.clone(), token.clone()));
     // The first that ends by itself has failed: each of them runs as long as the standby.
     let ended = tokio::select! {
-        ended = follow_until_promoted(&node, start, requests, &replies) => ended,
+        ended = follow_until_promoted(&node, requests, &replies) => ended,
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
@@ -75,13 +71,12 @@ async fn feed_failed(feeding: tokio::task::JoinHandle<anyhow::Result<()>>) -> an
 /// Follows, and promotes when that is asked for; a promotion that fails before it is committed leaves a standby.
 async fn follow_until_promoted(
     node: &Arc<Node>,
-    start: Option<(TimelineId, Lsn)>,
     requests: &mut mpsc::Receiver<Request>,
     replies: &ReplyRequests,
 ) -> anyhow::Result<End> {
     loop {
         let following = node.token.child_token();
-        let follower = node.tasks.spawn(follow::run(Arc::clone(node), start, following.clone()));
+        let follower = node.tasks.spawn(follow::run(Arc::clone(node), None, following.clone()));
         let (plan, request) = loop {
             // Cancellation-safe: a request is taken whole or stays in the channel.
             let Some(request) = requests.recv().await else { return Ok(End::Stopped) };

@@ -14,7 +14,7 @@ use crate::fault::{Fault, WithFault};
 use crate::pg::message::backend::ServerMessage;
 
 /// The port in the socket's name. A folder of its own makes any number unique; this one is libpq's default.
-pub(super) const PORT: u16 = 5432;
+pub const PORT: u16 = 5432;
 
 /// Longest path of a socket (`sun_path`, less its final zero); libpq has the same limit.
 const MAX_PATH_BYTES: usize = 107;

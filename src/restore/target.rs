@@ -77,6 +77,11 @@ impl Marker {
 }
 
 impl Standing {
+    /// True for a database cluster that is whole.
+    pub fn is_complete(&self) -> bool {
+        matches!(self, Standing::Cluster { .. })
+    }
+
     /// Looks at what stands at `target`.
     pub fn at(target: &Path) -> Result<Standing, FileError> {
         let mut entries = match fs::read_dir(target) {

@@ -1,0 +1,95 @@
+//! Not being root: PostgreSQL refuses to run as root, and so does what handles its files.
+//!
+//! Started as root, a command becomes the owner of the data directory by running itself again as that account, before
+//! any thread or runtime exists.
+
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+use rustix::process::{Gid, Uid};
+
+use crate::fault::{Fault, WithFault};
+
+/// The account that PostgreSQL's packages make.
+const POSTGRES: &str = "postgres";
+
+/// When root, goes on as the owner of `path`, or of the nearest folder above it that exists.
+pub fn become_owner_of(path: &Path) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    match path.ancestors().find_map(|folder| std::fs::metadata(folder).ok()) {
+        Some(owner) if owner.uid() != 0 => become_account(&owner.uid().to_string()),
+        _ => become_postgres(),
+    }
+}
+
+/// When root, goes on as `postgres`.
+pub fn become_postgres() -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    become_account(POSTGRES)
+}
+
+/// The numbers of an account, by name or number.
+pub fn account(account: &str) -> anyhow::Result<(Uid, Gid)> {
+    let one =
+        |flag| -> anyhow::Result<u32> { Ok(numbers(flag, account)?.first().copied().unwrap_or_default()) };
+    Ok((Uid::from_raw(one("-u")?), Gid::from_raw(one("-g")?)))
+}
+
+fn become_account(name: &str) -> anyhow::Result<()> {
+    let (uid, gid) = account(name)?;
+    let groups: Vec<Gid> = numbers("-G", name)?.into_iter().map(Gid::from_raw).collect();
+    // Root has no other thread yet, so the thread is the process. The groups go first: only root may set them.
+    rustix::thread::set_thread_groups(&groups).context("take the account's groups")?;
+    rustix::thread::set_thread_gid(gid).context("take the account's group")?;
+    rustix::thread::set_thread_uid(uid).context("take the account")?;
+    let mut again = Command::new("/proc/self/exe");
+    again.args(std::env::args_os().skip(1)).arg0("walship");
+    if let Some((user, home)) = passwd_entry(name) {
+        again.env("USER", &user).env("LOGNAME", &user).env("HOME", home);
+    }
+    Err(again.exec()).with_context(|| format!("run again as {name}"))
+}
+
+/// What `id` says, which asks whatever the host asks for accounts.
+fn numbers(flag: &str, account: &str) -> anyhow::Result<Vec<u32>> {
+    let output = Command::new("id").args([flag, account]).output().context("run id")?;
+    if !output.status.success() {
+        return Err(Fault::usage(
+            format!("PostgreSQL does not run as root, and there is no account `{account}` to become"),
+            "Install PostgreSQL's server package, which makes it, or run this as the owner of the data directory.",
+        ));
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace().map(|number| number.parse().context("understand id")).collect()
+}
+
+/// Name and home of an account.
+fn passwd_entry(account: &str) -> Option<(String, String)> {
+    let output = Command::new("getent").args(["passwd", account]).output().ok()?;
+    let line = String::from_utf8(output.stdout).ok()?;
+    let fields: Vec<&str> = line.trim().split(':').collect();
+    Some(((*fields.first()?).to_owned(), (*fields.get(5)?).to_owned()))
+}
+
+/// When root, gives a folder that was just made to the account that will use it.
+pub fn give_to_owner_of(folder: &Path, path: &Path) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner =
+        path.ancestors().find_map(|above| std::fs::metadata(above).ok()).filter(|owner| owner.uid() != 0);
+    let (uid, gid) = match owner {
+        Some(owner) => (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid())),
+        None => account(POSTGRES)?,
+    };
+    std::os::unix::fs::chown(folder, Some(uid.as_raw()), Some(gid.as_raw()))
+        .with_context(|| format!("give {} to its user", folder.display()))
+        .hint("Make it by hand, owned by PostgreSQL's account, and run this again.")
+}

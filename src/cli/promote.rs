@@ -1,0 +1,37 @@
+//! `walship promote`: this standby becomes the primary.
+
+use super::exit::Exit;
+use super::{output, runtime, store_of};
+use crate::config::Overrides;
+use crate::daemon::control::Client;
+
+/// Make this standby the primary
+///
+/// Asks every known node first. Refuses while the primary's PostgreSQL still answers, and when another standby is
+/// further along; says which WAL may be lost. Then it stops receiving, has PostgreSQL replay all that is here, commits
+/// a new epoch and promotes. The other standbys follow by themselves.
+///
+/// Exit codes: 0 done, 1 failed and still a standby, 2 wrong usage, 3 refused and nothing changed, 4 outcome unknown:
+/// run it again.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Go on where it would be refused, and accept what that costs
+    #[arg(long)]
+    force: bool,
+    /// Only say what would be done and what it would cost
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Asks the sidecar of this node.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let store = store_of(&args.overrides)?;
+    let done = runtime()?.block_on(async {
+        let client = Client::connect(&store).await?;
+        client.promote(args.force, args.dry_run, |line| eprintln!("{line}")).await
+    })?;
+    output::print(&format!("{done}\n"))?;
+    Ok(Exit::Done)
+}

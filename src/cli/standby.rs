@@ -1,0 +1,184 @@
+//! `walship standby`: from an empty directory to a hot standby that follows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use super::exit::Exit;
+use super::{privilege, runtime};
+use crate::config::{Bundle, Config, ConfigError, Overrides, Size, Template};
+use crate::daemon::{self, Join};
+use crate::durable;
+use crate::fault::{Fault, WithFault};
+use crate::restore::tablespace::Mapping;
+use crate::store::NodeRole;
+use crate::tls::Files;
+use crate::vitals::Cell;
+
+/// Make this host a standby and follow the primary
+///
+/// With --join and an empty data directory: takes a base backup over several connections, makes it a standby, starts
+/// PostgreSQL and follows. Run again, it goes on where it was; an interrupted copy starts over. Stays in the
+/// foreground, for a service manager.
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// The join bundle that `walship invite` made on the primary; `-` for standard input
+    #[arg(long, value_name = "FILE")]
+    join: Option<PathBuf>,
+    /// The port of this host's PostgreSQL
+    #[arg(short = 'p', long, value_name = "PORT")]
+    port: Option<u16>,
+    /// The folder of its unix socket
+    #[arg(short = 'k', long, value_name = "DIR")]
+    socket_directory: Option<PathBuf>,
+    /// A folder with postgresql.conf and pg_hba.conf, where the primary keeps them outside its data directory
+    #[arg(long, value_name = "DIR")]
+    config_directory: Option<PathBuf>,
+    /// Copy a tablespace to another folder; may be repeated
+    #[arg(short = 'T', long = "tablespace-mapping", value_name = "OLDDIR=NEWDIR")]
+    tablespace_mapping: Vec<Mapping>,
+    /// Connections that carry files at once
+    #[arg(short = 'j', long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    jobs: u8,
+    /// The most bytes per second that the base backup takes
+    #[arg(short = 'r', long, value_name = "SIZE")]
+    backup_rate: Option<Size>,
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+/// Joins or goes on.
+pub fn run(args: &Args) -> anyhow::Result<Exit> {
+    let Some(bundle) = &args.join else {
+        let config = Config::load(&args.overrides).hint(
+            "A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.",
+        )?;
+        privilege::become_owner_of(&config.postgres.data_directory)?;
+        runtime()?.block_on(daemon::run(config, NodeRole::Standby))?;
+        return Ok(Exit::Done);
+    };
+    let data_directory = args.overrides.data_directory.as_deref();
+    if let Some(data_directory) = data_directory {
+        make_folders(args, data_directory)?;
+        privilege::become_owner_of(data_directory)?;
+    }
+    let bundle = Bundle::read(bundle)?;
+    let config = configure(args, &bundle)?;
+    privilege::become_owner_of(&config.postgres.data_directory)?;
+    let files = Files::in_folder(&config.tls_folder());
+    if !files.certificate.exists() {
+        bundle.install(&files).context("install the certificate")?;
+    }
+    let progress = Arc::new(Cell::default());
+    let join = Join {
+        addresses: bundle.addresses.iter().map(ToString::to_string).collect(),
+        system_identifier: bundle.system_identifier,
+        port: args.port,
+        socket_directory: args.socket_directory.clone(),
+        has_own_configuration: args.config_directory.is_some(),
+        tablespaces: args.tablespace_mapping.clone(),
+        connections: usize::from(args.jobs),
+        max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
+        progress: Arc::clone(&progress),
+    };
+    runtime()?.block_on(async {
+        let bar = tokio::spawn(super::progress::show(progress));
+        let ended = daemon::join(config, join).await;
+        bar.abort();
+        ended
+    })?;
+    Ok(Exit::Done)
+}
+
+/// As root: makes the folders that the account it becomes may not make.
+fn make_folders(args: &Args, data_directory: &Path) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let wanted = [Some(data_directory), args.overrides.store.as_deref()];
+    for folder in wanted.into_iter().flatten().filter(|folder| !folder.exists()) {
+        durable::create_folder(folder)?;
+        privilege::give_to_owner_of(folder, folder.parent().unwrap_or(folder))?;
+    }
+    Ok(())
+}
+
+/// The configuration that is there, or a new one from the bundle and the flags.
+fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
+    match Config::load(&args.overrides) {
+        Ok(config) => {
+            if config.name != bundle.identity.name {
+                return Err(Fault::usage(
+                    format!("the bundle is for {}, and this node is {}", bundle.identity.name, config.name),
+                    "Use the bundle made for this node's name, or another --config.",
+                ));
+            }
+            Ok(config)
+        }
+        // Nothing is configured yet: the bundle and the flags say all that is needed.
+        Err(ConfigError::Missing { .. }) => write_new(args, bundle),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn write_new(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
+    let over = &args.overrides;
+    let Some(data_directory) = &over.data_directory else {
+        return Err(Fault::usage("a new standby needs a data directory", "Name it with -D."));
+    };
+    let data_directory = std::path::absolute(data_directory)?;
+    let name = bundle.identity.name.clone();
+    let store = match &over.store {
+        Some(store) => std::path::absolute(store)?,
+        None => default_store(&data_directory, &name),
+    };
+    let conninfo = over.conninfo.clone().or_else(|| conninfo_for(args));
+    let start_command = args.config_directory.as_ref().map(|folder| {
+        format!(
+            "pg_ctl start --wait --silent --pgdata '{}' --log '{}' --options '-c config_file={}/postgresql.conf'",
+            data_directory.display(),
+            store.join("postgresql.log").display(),
+            folder.display()
+        )
+    });
+    let template = Template {
+        name,
+        store,
+        data_directory,
+        listen: over.listen.clone(),
+        advertise: over.advertise.clone(),
+        upstream: bundle.addresses.clone(),
+        conninfo,
+        bin_directory: over.bin_directory.clone(),
+        start_command,
+    };
+    let path = over.config.clone().unwrap_or_else(|| PathBuf::from(crate::config::SEARCH_PATH[0]));
+    let (text, config) = template.render(&path)?;
+    durable::write(&path, text.as_bytes())
+        .hint("Run it where its account may write, or name another file with --config.")?;
+    tracing::info!(file = %path.display(), "wrote the configuration");
+    Ok(config)
+}
+
+/// How walship will reach the PostgreSQL that these flags make.
+fn conninfo_for(args: &Args) -> Option<crate::config::ConninfoText> {
+    let mut text = String::new();
+    if let Some(folder) = &args.socket_directory {
+        text.push_str(&format!("host={} ", folder.display()));
+    }
+    if let Some(port) = args.port {
+        text.push_str(&format!("port={port} "));
+    }
+    (!text.is_empty()).then(|| crate::config::ConninfoText(format!("{text}dbname=postgres")))
+}
+
+/// Where the store goes when nobody says: where daemons keep such things, or beside the data directory.
+fn default_store(data_directory: &Path, name: &str) -> PathBuf {
+    let system = Path::new("/var/lib/walship");
+    if system.is_dir() {
+        return system.join(name);
+    }
+    let base = data_directory.file_name().unwrap_or_default().to_string_lossy();
+    data_directory.with_file_name(format!("{base}-walship"))
+}
