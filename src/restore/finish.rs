@@ -3,6 +3,7 @@
 //! `global/pg_control` waits under another name until everything else, `backup_label` included, is durable; without
 //! it PostgreSQL refuses to start. Giving it its name is the very last act. Blocks.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -39,6 +40,8 @@ pub struct Ending {
     pub wal_range: WalRange,
     /// Makes the copy a standby.
     pub standby: Option<StandbySettings>,
+    /// Settings of the primary that a standby has to match.
+    pub primary_settings: BTreeMap<String, String>,
 }
 
 impl Ending {
@@ -61,7 +64,8 @@ impl Ending {
             wal_ranges: vec![self.wal_range],
         };
         durable::write(&target.join(MANIFEST_FILE), &manifest.to_bytes())?;
-        if let Some(standby) = &self.standby {
+        if let Some(mut standby) = self.standby {
+            standby.add_primarys(&target, &self.primary_settings);
             standby.apply(&target)?;
         }
         sync_folders(&target)?;

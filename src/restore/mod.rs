@@ -196,6 +196,7 @@ impl Copy {
             manifest_system_identifier: (self.started.postgres_major >= FIRST_MAJOR_WITH_SYSTEM_IN_MANIFEST)
                 .then_some(self.started.system_identifier),
             standby: options.standby.clone(),
+            primary_settings: self.started.standby_settings.clone(),
         };
         spawn_blocking(move || ending.write()).await??;
         Ok(report)
