@@ -6,6 +6,8 @@
 pub mod check;
 pub mod completions;
 pub mod exit;
+pub mod init;
+pub mod invite;
 pub mod lag;
 mod logging;
 mod output;

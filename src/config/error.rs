@@ -68,6 +68,12 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The private key of the CA is needed and not there.
+    #[error("the CA's private key {} is not here", key.display())]
+    NoAuthority {
+        /// Where it should be.
+        key: PathBuf,
+    },
     /// Keys or certificates that cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -104,6 +110,9 @@ impl ConfigError {
             ConfigError::Unfit { hint, .. } => (*hint).to_owned(),
             ConfigError::Bundle { .. } => {
                 "Make a new one with `walship invite NAME` where `walship init` ran, and copy it whole.".to_owned()
+            }
+            ConfigError::NoAuthority { .. } => {
+                "Run this where `walship init` ran, or name the key with `--ca-key FILE`.".to_owned()
             }
             ConfigError::Tls(source) | ConfigError::BundleTls { source, .. } => source.hint(),
         }

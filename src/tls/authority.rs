@@ -12,7 +12,7 @@ use x509_cert::der::{Decode, Tag, Tagged};
 use x509_cert::ext::pkix::SubjectKeyIdentifier;
 
 use super::identity::check_name;
-use super::{Kind, Pem, TlsError};
+use super::{Credentials, Kind, Pem, TlsError};
 use crate::clock::WallTime;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
@@ -56,8 +56,7 @@ impl Authority {
         Ok(Authority { certificate, key, subject, key_identifier: params.key_identifier_method })
     }
 
-    /// A CA that exists already, ours or anyone's. That the key fits is found when a certificate that it signed is
-    /// loaded together with the CA's.
+    /// A CA that exists already, ours or anyone's.
     pub fn from_pem(certificate: Pem, key: &Pem) -> Result<Authority, TlsError> {
         let wrong = |reason: String| TlsError::NotPem {
             origin: certificate.origin.clone(),
@@ -71,11 +70,16 @@ impl Authority {
             Ok(Some((_, identifier))) => KeyIdMethod::PreSpecified(identifier.0.as_bytes().to_vec()),
             _ => KeyIdMethod::Sha256,
         };
+        let origin = key.origin.clone();
         let key = KeyPair::try_from(&key.key()?).map_err(|e| TlsError::NotPem {
-            origin: key.origin.clone(),
+            origin: origin.clone(),
             what: "CA key",
             reason: e.to_string(),
         })?;
+        let certified = parsed.tbs_certificate.subject_public_key_info.subject_public_key.raw_bytes();
+        if certified != key.public_key_raw() {
+            return Err(TlsError::KeyMismatch { certificate: certificate.origin, key: origin });
+        }
         Ok(Authority { certificate, key, subject, key_identifier })
     }
 
@@ -113,6 +117,13 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer()).map_err(TlsError::making)?;
         Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem() })
+    }
+
+    /// Checks a certificate just issued as its holder will. Finds a CA that is none, or has expired.
+    pub fn check(&self, issued: &Issued, now: WallTime) -> Result<Credentials, TlsError> {
+        let certificate = Pem::new("that was just made", issued.certificate.as_str());
+        let key = Pem::new("that was just made", issued.key.as_str());
+        Credentials::from_pem(&self.certificate, &certificate, &key, now)
     }
 
     fn issuer(&self) -> Issuer<'static, &KeyPair> {

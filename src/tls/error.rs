@@ -145,7 +145,7 @@ impl TlsError {
             TlsError::KeyIsOpen { path, .. } => format!("Run `chmod 600 {}`.", path.display()),
             TlsError::NotYetValid { .. } => "Compare this host's clock with the others'.".to_owned(),
             TlsError::KeyMismatch { .. } => {
-                format!("The two must come from the same invitation. {invite}")
+                format!("The two must have been made together. {invite}")
             }
             TlsError::ReaderCannotServe => {
                 "Invite it without `--reader` for it to become a member.".to_owned()

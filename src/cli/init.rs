@@ -1,0 +1,328 @@
+//! `walship init`: what the first node needs before it runs.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::{Path, PathBuf, absolute};
+
+use anyhow::Context;
+
+use super::output;
+use crate::clock::WallTime;
+use crate::config::{Address, Config, ConfigError, ConninfoText, Name, SEARCH_PATH, Template};
+use crate::durable::{self, FileError};
+use crate::fault::{Advised, Fault, Outcome, WithFault};
+use crate::pg::control::ControlFile;
+use crate::tls::{Authority, Files, Kind, Pem};
+
+/// Make a private CA, this node's certificate and its walship.toml.
+///
+/// Run it once, beside the primary; `walship invite` then lets other nodes in. Nothing is changed in the data
+/// directory or in PostgreSQL. Run as root, it makes everything for the owner of the data directory.
+///
+/// The CA's private key stays in the store, in tls/ca.key. Keep a copy elsewhere: without it nobody can be invited.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// This node's name: 1 to 63 of a-z, 0-9, - and _.
+    #[arg(long, value_name = "NAME")]
+    pub name: Name,
+    /// The data directory of this node's PostgreSQL.
+    #[arg(short = 'D', long, value_name = "PGDATA", env = "WALSHIP_DATA_DIRECTORY", hide_env_values = true)]
+    pub data_directory: PathBuf,
+    /// The folder of the store; as root /var/lib/walship/NAME, else PGDATA-walship beside the data directory.
+    #[arg(long, value_name = "DIR", env = "WALSHIP_STORE", hide_env_values = true)]
+    pub store: Option<PathBuf>,
+    /// Where other sidecars connect; 0.0.0.0:7432 if not given.
+    #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_LISTEN", hide_env_values = true)]
+    pub listen: Option<Address>,
+    /// How they reach this node; this host's name and the port of --listen if not given.
+    #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_ADVERTISE", hide_env_values = true)]
+    pub advertise: Option<Address>,
+    /// How to connect to this node's PostgreSQL; what its postmaster.pid says if not given.
+    #[arg(long, value_name = "CONNINFO", env = "WALSHIP_CONNINFO", hide_env_values = true)]
+    pub conninfo: Option<ConninfoText>,
+    /// Where pg_ctl is.
+    #[arg(long, value_name = "DIR", env = "WALSHIP_BIN_DIRECTORY", hide_env_values = true)]
+    pub bin_directory: Option<PathBuf>,
+    /// The configuration file to write; as root /etc/walship/walship.toml, else ./walship.toml.
+    #[arg(long, value_name = "FILE", env = "WALSHIP_CONFIG", hide_env_values = true)]
+    pub config: Option<PathBuf>,
+    /// The certificate of a CA to use instead of a new one.
+    #[arg(long, value_name = "FILE", requires = "ca_key")]
+    pub ca_cert: Option<PathBuf>,
+    /// Its private key. It is used now and not copied; `walship invite` asks for it again.
+    #[arg(long, value_name = "FILE", requires = "ca_cert")]
+    pub ca_key: Option<PathBuf>,
+}
+
+/// Makes all of it, or refuses when any of it exists. Blocks.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let root = rustix::process::geteuid().is_root();
+    let (file, config) = make(args, root)?;
+    let key = match args.ca_key {
+        Some(_) => String::new(),
+        None => {
+            let key = Files::authority_key(&config.tls_folder());
+            format!("  CA key         {}: keep a copy elsewhere\n", key.display())
+        }
+    };
+    let flag = args.config.as_ref().map_or_else(String::new, |_| format!(" --config {}", file.display()));
+    output::print(&format!(
+        "Made node {}.\n  configuration  {}\n  store          {}\n{key}\
+         Now run `walship{flag} check`, then `walship{flag} primary`.\n",
+        config.name,
+        file.display(),
+        config.store.display(),
+    ))
+}
+
+/// The same without a word: where the configuration is, and what it says.
+fn make(args: &Args, root: bool) -> anyhow::Result<(PathBuf, Config)> {
+    let find = |path: &Path| absolute(path).with_context(|| format!("find {}", path.display()));
+    let data_directory = find(&args.data_directory)?;
+    ControlFile::read(&data_directory)
+        .hint("-D takes the data directory of a PostgreSQL: the folder with PG_VERSION in it.")
+        .outcome(Outcome::Usage)?;
+    let file = args.config.clone().unwrap_or_else(|| SEARCH_PATH[usize::from(root)].into());
+    let file = find(&file)?;
+    let store = match &args.store {
+        Some(store) => find(store)?,
+        None => default_store(&args.name.0, &data_directory, root)?,
+    };
+    let template = Template {
+        name: args.name.0.clone(),
+        store,
+        conninfo: args.conninfo.clone().or_else(|| running_server(&data_directory)),
+        data_directory,
+        listen: args.listen.clone(),
+        advertise: args.advertise.clone(),
+        upstream: Vec::new(),
+        bin_directory: args.bin_directory.as_deref().map(find).transpose()?,
+        start_command: None,
+    };
+    let (_, config) = template.render(&file).advised()?;
+    // Written out even if nobody asked for it: the invitations will carry it.
+    let template = Template { advertise: Some(config.advertise.clone()), ..template };
+    let (text, config) = template.render(&file).advised()?;
+    let files = Files::in_folder(&config.tls_folder());
+    for made in [&file, &files.ca, &files.certificate, &files.key] {
+        refuse_if_made(made)?;
+    }
+    write(args, root, &file, &text, &config)?;
+    Ok((file, config))
+}
+
+fn refuse_if_made(path: &Path) -> anyhow::Result<()> {
+    if !path.try_exists().with_context(|| format!("look for {}", path.display()))? {
+        return Ok(());
+    }
+    Err(Fault::refused(
+        format!("{} exists already", path.display()),
+        "`walship check` looks at what is there. To begin anew, move the configuration and the store's folder tls/ \
+         away: nodes that were invited must then be invited again.",
+    ))
+}
+
+fn write(args: &Args, root: bool, file: &Path, text: &str, config: &Config) -> anyhow::Result<()> {
+    let owner = fs::metadata(&config.postgres.data_directory).context("look at the data directory")?;
+    let tls = config.tls_folder();
+    let files = Files::in_folder(&tls);
+    let now = WallTime::now();
+    let authority = match (&args.ca_cert, &args.ca_key) {
+        (Some(certificate), Some(key)) => taken_authority(certificate, key).advised()?,
+        _ => Authority::create(&config.name, now).map_err(ConfigError::from).advised()?,
+    };
+    let issued = authority.issue(&config.name, Kind::Node, now).map_err(ConfigError::from).advised()?;
+    authority.check(&issued, now).map_err(ConfigError::from).advised()?;
+
+    let mut made = make_passage(&config.store, root)?;
+    durable::create_folder(&tls)?;
+    made.push(tls.clone());
+    durable::write(&files.ca, authority.certificate_pem().as_bytes())?;
+    durable::write(&files.certificate, issued.certificate.as_bytes())?;
+    durable::write(&files.key, issued.key.as_bytes())?;
+    made.extend([files.ca, files.certificate, files.key]);
+    if args.ca_key.is_none() {
+        let key = Files::authority_key(&tls);
+        durable::write(&key, authority.key_pem().as_bytes())?;
+        made.push(key);
+    }
+    if let Some(folder) = file.parent() {
+        make_passage(folder, root)?;
+    }
+    // Last: who finds a configuration finds all of it.
+    durable::write(file, text.as_bytes())?;
+    made.push(file.to_owned());
+    if root {
+        for path in made {
+            chown(&path, Some(owner.uid()), Some(owner.gid()))
+                .with_context(|| format!("give {} to the owner of the data directory", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn taken_authority(certificate: &Path, key: &Path) -> Result<Authority, ConfigError> {
+    Ok(Authority::from_pem(Pem::read(certificate)?, &Pem::read_key(key)?)?)
+}
+
+/// Makes a folder. What root makes above it is open for others to pass through, as the node's own user will have to.
+/// The folder itself is given back if it is new, to be given to that user.
+fn make_passage(folder: &Path, root: bool) -> anyhow::Result<Vec<PathBuf>> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
+    durable::create_folder(folder)?;
+    for parent in missing.iter().skip(1).filter(|_| root) {
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(parent, open).map_err(|e| FileError::new("open to others", parent, e))?;
+    }
+    Ok(missing.first().map(|new| new.to_path_buf()).into_iter().collect())
+}
+
+fn default_store(name: &str, data_directory: &Path, root: bool) -> anyhow::Result<PathBuf> {
+    if root {
+        return Ok(Path::new("/var/lib/walship").join(name));
+    }
+    match (data_directory.parent(), data_directory.file_name()) {
+        (Some(parent), Some(own)) => {
+            let mut beside = own.to_owned();
+            beside.push("-walship");
+            Ok(parent.join(beside))
+        }
+        _ => Err(Fault::usage("there is no place beside the data directory", "Name one with `--store DIR`.")),
+    }
+}
+
+/// How to connect to the server that runs on the data directory, as its `postmaster.pid` says (`miscadmin.h`).
+fn running_server(data_directory: &Path) -> Option<ConninfoText> {
+    let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
+    let mut lines = text.lines().skip(3);
+    let (port, socket_folder) = (lines.next()?.trim(), lines.next()?.trim());
+    let quoted = socket_folder.replace('\\', "\\\\").replace('\'', "\\'");
+    let host = if socket_folder.is_empty() { "localhost".to_owned() } else { format!("'{quoted}'") };
+    format!("host={host} port={port} dbname=postgres").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::Credentials;
+
+    /// A folder with something that passes for a data directory.
+    fn host() -> (tempfile::TempDir, Args) {
+        let folder = tempfile::tempdir().unwrap();
+        let data_directory = folder.path().join("data");
+        fs::create_dir_all(data_directory.join("global")).unwrap();
+        let control = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/control/15/pg_control");
+        fs::copy(control, data_directory.join("global/pg_control")).unwrap();
+        let args = Args {
+            name: "db1".parse().unwrap(),
+            data_directory,
+            store: Some(folder.path().join("new/store")),
+            listen: None,
+            advertise: Some("db1.example:7432".parse().unwrap()),
+            conninfo: None,
+            bin_directory: None,
+            config: Some(folder.path().join("etc/walship.toml")),
+            ca_cert: None,
+            ca_key: None,
+        };
+        (folder, args)
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_node_is_made_once() {
+        let (_folder, args) = host();
+        let (file, config) = make(&args, false).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(Config::parse(&text, &file).unwrap(), config);
+        let files = Files::in_folder(&config.tls_folder());
+        let credentials = Credentials::load(&files, WallTime::now()).unwrap();
+        assert_eq!(credentials.identity().name, "db1");
+        let key = Files::authority_key(&config.tls_folder());
+        assert!([&file, &files.key, &key].into_iter().all(|path| mode(path) == 0o600));
+        assert_eq!(mode(&config.store), 0o700);
+
+        let error = make(&args, false).unwrap_err();
+        assert_eq!(Fault::outcome_of(&error), Outcome::Refused);
+        assert_eq!(error.to_string(), format!("{} exists already", file.display()));
+        fs::remove_file(&file).unwrap();
+        let error = make(&args, false).unwrap_err();
+        assert!(error.to_string().ends_with("tls/ca.pem exists already"), "{error}");
+        assert!(!file.exists(), "refused means nothing changed");
+    }
+
+    #[test]
+    fn what_is_no_data_directory_is_refused_before_anything_is_written() {
+        let (folder, args) = host();
+        let args = Args { data_directory: folder.path().to_owned(), ..args };
+        let error = make(&args, false).unwrap_err();
+        assert_eq!(Fault::outcome_of(&error), Outcome::Usage);
+        assert!(Fault::hint_of(&error).unwrap().contains("PG_VERSION"));
+        let (folder, args) = host();
+        let inside = Args { store: Some(args.data_directory.join("store")), ..args };
+        assert!(make(&inside, false).unwrap_err().to_string().contains("inside the data directory"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn made_by_root_it_belongs_to_the_owner_of_the_data_directory() {
+        if !rustix::process::geteuid().is_root() {
+            return; // nothing to give away
+        }
+        let (_folder, args) = host();
+        chown(&args.data_directory, Some(65534), Some(65534)).unwrap();
+        let (file, config) = make(&args, true).unwrap();
+        let files = Files::in_folder(&config.tls_folder());
+        for path in [&file, &config.store, &config.tls_folder(), &files.key, &files.ca] {
+            assert_eq!(fs::metadata(path).unwrap().uid(), 65534, "{}", path.display());
+        }
+        assert_eq!(mode(config.store.parent().unwrap()), 0o755);
+        assert_eq!(mode(&file), 0o600);
+    }
+
+    #[test]
+    fn another_authority_is_used_and_its_key_stays_where_it_is() {
+        let (folder, args) = host();
+        let authority = Authority::create("corp", WallTime::now()).unwrap();
+        let (certificate, key) = (folder.path().join("corp.pem"), folder.path().join("corp.key"));
+        durable::write(&certificate, authority.certificate_pem().as_bytes()).unwrap();
+        durable::write(&key, authority.key_pem().as_bytes()).unwrap();
+        let strange = folder.path().join("strange.key");
+        let other = Authority::create("other", WallTime::now()).unwrap();
+        durable::write(&strange, other.key_pem().as_bytes()).unwrap();
+
+        let wrong = Args { ca_cert: Some(certificate.clone()), ca_key: Some(strange), ..args.clone() };
+        let error = make(&wrong, false).unwrap_err();
+        assert!(error.to_string().contains("strange.key does not belong to the certificate"), "{error}");
+        assert!(!folder.path().join("new").exists());
+
+        let args = Args { ca_cert: Some(certificate), ca_key: Some(key), ..args };
+        let (_, config) = make(&args, false).unwrap();
+        let files = Files::in_folder(&config.tls_folder());
+        assert!(Credentials::load(&files, WallTime::now()).is_ok());
+        assert!(!Files::authority_key(&config.tls_folder()).exists());
+    }
+
+    #[test]
+    fn a_running_servers_socket_is_found() {
+        let (_folder, args) = host();
+        let pid_file = "4711\n/data\n1795412827\n5433\n/tmp/o'dd\nlocalhost\n 12345 1\nready   \n";
+        fs::write(args.data_directory.join("postmaster.pid"), pid_file).unwrap();
+        let (_, config) = make(&args, false).unwrap();
+        assert_eq!(config.postgres.conninfo.0, "host='/tmp/o\\'dd' port=5433 dbname=postgres");
+    }
+
+    #[test]
+    fn the_usual_places() {
+        let data = Path::new("/var/lib/postgresql/15/main");
+        assert_eq!(default_store("db1", data, true).unwrap(), Path::new("/var/lib/walship/db1"));
+        assert_eq!(
+            default_store("db1", data, false).unwrap(),
+            Path::new("/var/lib/postgresql/15/main-walship")
+        );
+        assert!(default_store("db1", Path::new("/"), false).is_err());
+    }
+}
