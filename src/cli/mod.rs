@@ -60,8 +60,10 @@ pub struct Cli {
 /// The commands, in the order in which a new user meets them.
 #[derive(Subcommand, Debug)]
 enum Command {
+    Init(init::Args),
     Check(Configured<check::Args>),
     Primary(sidecar::PrimaryArgs),
+    Invite(Configured<invite::Args>),
     Standby(standby::Args),
     Run(sidecar::RunArgs),
     Status(Configured<status::Args>),
@@ -70,7 +72,7 @@ enum Command {
     Completions(completions::Args),
 }
 
-/// A command that needs to know which node this is.
+// A command that needs to know which node this is. (A doc comment here would become its help.)
 #[derive(clap::Args, Debug)]
 struct Configured<A: clap::Args> {
     #[command(flatten)]
@@ -107,8 +109,12 @@ pub fn run() -> Exit {
 impl Command {
     fn run(self) -> anyhow::Result<Exit> {
         match self {
+            Command::Init(args) => init::run(&args).map(|()| Exit::Done),
             Command::Check(Configured { args, overrides }) => check_node(&args, &overrides),
             Command::Primary(args) => sidecar::primary(&args),
+            Command::Invite(Configured { args, overrides }) => {
+                invite::run(&args, &Config::load(&overrides)?).map(|()| Exit::Done)
+            }
             Command::Standby(args) => standby::run(&args),
             Command::Run(args) => sidecar::resume(&args),
             Command::Status(Configured { args, overrides }) => {
