@@ -53,6 +53,35 @@ async fn messages_pass_and_both_ends_know_the_other() {
 }
 
 #[tokio::test]
+async fn large_messages_pass_in_both_directions_at_once() {
+    use crate::link::message::FileChunk;
+    let authority = authority();
+    let (listener, address) = listener().await;
+    let (server, client) = (tls(&authority, "db1", Kind::Node), tls(&authority, "db2", Kind::Node));
+    let serve = async { listener.accept().await.secure(&server).await };
+    let (served, dialled) = tokio::join!(serve, dial(&address, &client));
+    let data: Vec<u8> = (0..FileChunk::RAW_LIMIT_BYTES).map(|n| (n % 251) as u8).collect();
+    let chunk = Message::FileChunk(FileChunk { offset: 0, compressed: false, data: data.into() });
+    let exchange = async |link: Link| {
+        let (mut reader, mut writer) = link.conn.split();
+        let write = async {
+            for _ in 0..4 {
+                writer.write(chunk.clone()).await.unwrap();
+            }
+        };
+        let read = async {
+            for _ in 0..4 {
+                assert!(reader.read().await.unwrap() == chunk);
+            }
+        };
+        tokio::join!(write, read);
+        (reader.wire_bytes(), writer.wire_bytes())
+    };
+    let (one, two) = tokio::join!(exchange(served.unwrap()), exchange(dialled.unwrap()));
+    assert_eq!((one.0, one.1), (two.1, two.0));
+}
+
+#[tokio::test]
 async fn another_authority_is_refused_and_both_ends_say_so() {
     let (listener, address) = listener().await;
     let (server, client) = (tls(&authority(), "db1", Kind::Node), tls(&authority(), "db2", Kind::Node));
