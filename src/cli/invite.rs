@@ -26,7 +26,7 @@ use crate::tls::{Authority, Files, Kind, Pem};
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The name of the new node or reader: 1 to 63 of a-z, 0-9, - and _.
-    #[arg(value_name = "NAME")]
+    #[arg(id = "invited", value_name = "NAME")]
     pub name: Name,
     /// It may take backups and ask, but never become a member.
     #[arg(long)]

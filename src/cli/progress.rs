@@ -88,16 +88,19 @@ fn line(now: &Progress, elapsed: Duration) -> String {
     }
     let rate = now.done_bytes as f64 / elapsed.as_secs_f64().max(0.001);
     let left = now.total_bytes.saturating_sub(now.done_bytes);
-    let eta = Duration::from_secs_f64((left as f64 / rate.max(1.0)).min(1e9));
-    format!(
-        "{} {} of {} ({:.0} %), {}/s, eta {}",
+    let mut text = format!(
+        "{} {} of {} ({:.0} %)",
         now.phase,
         BinaryBytes(now.done_bytes),
         BinaryBytes(now.total_bytes),
         now.done_bytes as f64 * 100.0 / now.total_bytes as f64,
-        BinaryBytes(rate as u64),
-        HumanDuration(eta)
-    )
+    );
+    // Before anything came nobody knows how fast it comes.
+    if left > 0 && rate >= 1.0 {
+        let eta = Duration::from_secs_f64((left as f64 / rate).min(1e9));
+        text.push_str(&format!(", {}/s, eta {}", BinaryBytes(rate as u64), HumanDuration(eta)));
+    }
+    text
 }
 
 fn summary(now: &Progress, elapsed: Duration) -> String {

@@ -10,7 +10,7 @@ use super::{privilege, runtime};
 use crate::config::{Bundle, Config, ConfigError, Overrides, Size, Template};
 use crate::daemon::{self, Join};
 use crate::durable;
-use crate::fault::{Fault, WithFault};
+use crate::fault::{Advised, Fault, WithFault};
 use crate::restore::tablespace::Mapping;
 use crate::store::NodeRole;
 use crate::tls::Files;
@@ -106,6 +106,9 @@ fn make_folders(args: &Args, data_directory: &Path) -> anyhow::Result<()> {
 
 /// The configuration that is there, or a new one from the bundle and the flags.
 fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
+    if args.overrides.config.as_ref().is_some_and(|file| !file.exists()) {
+        return write_new(args, bundle);
+    }
     match Config::load(&args.overrides) {
         Ok(config) => {
             if config.name != bundle.identity.name {
@@ -118,7 +121,7 @@ fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
         }
         // Nothing is configured yet: the bundle and the flags say all that is needed.
         Err(ConfigError::Missing { .. }) => write_new(args, bundle),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error).advised(),
     }
 }
 
