@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-use super::members;
 use super::node::{Node, link_identity, link_role};
+use super::{epochs, members};
 use crate::backup;
 use crate::fault::WithFault;
 use crate::link::handshake;
@@ -66,6 +66,7 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     })
     .await?;
     let purpose = hello.purpose;
+    epochs::hear(node, &hello, identity.as_ref()).await?;
     if let Some(identity) = identity.filter(|_| matches!(purpose, Purpose::Stream | Purpose::Backup)) {
         let entering = hello.clone();
         node.blocking("note the member", move |node| members::enter(node, &entering, &identity)).await??;
@@ -89,8 +90,19 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
 
 /// Only a primary ships and is backed up in this version.
 fn is_served_now(node: &Node, hello: &Hello) -> Result<(), Reject> {
-    let anywhere = matches!(hello.purpose, Purpose::Ask);
-    if anywhere || node.role() == NodeRole::Primary {
+    if hello.purpose == Purpose::Ask {
+        return Ok(());
+    }
+    if let Some((epoch, newer)) =
+        node.newer_primary.borrow().as_ref().filter(|_| node.role() == NodeRole::Primary)
+    {
+        return Err(Reject {
+            code: Code::Epoch,
+            message: format!("{} was superseded: {newer} was promoted with epoch {epoch}", node.config.name),
+            hint: format!("Follow {newer}."),
+        });
+    }
+    if node.role() == NodeRole::Primary {
         return Ok(());
     }
     Err(Reject {
@@ -125,9 +137,12 @@ async fn stream(
     let downstream = Downstream { name: Some(client.clone()), address };
     // A standby that becomes the primary, or a primary that no longer is one, ships nothing on old connections.
     let mut role = node.role.subscribe();
+    let mut newer_primary = node.newer_primary.subscribe();
+    // All branches but the first only wait, and are cancellation-safe.
     let ended = tokio::select! {
         ended = ship::run(conn, shipping(node), downstream, token.clone()) => ended,
         _ = role.wait_for(|role| *role != NodeRole::Primary) => Ok(()),
+        _ = newer_primary.wait_for(Option::is_some) => Ok(()),
     };
     // Only an entry that is still ours: cancelled, it belongs to a newer connection.
     if !token.is_cancelled() {

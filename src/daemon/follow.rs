@@ -24,11 +24,8 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
     let mut reasons = Reasons::default();
     let mut since = WallTime::now();
     loop {
-        // Dropping an attempt is safe: what was appended is in the store, and the writer frees itself.
-        let ended = tokio::select! {
-            ended = attempt(&node, start, &token) => ended,
-            () = token.cancelled() => return,
-        };
+        // Not dropped at the token but ended by it, so that the store's writer is free when this returns.
+        let ended = attempt(&node, start, &token).await;
         if token.is_cancelled() {
             return;
         }
@@ -56,7 +53,12 @@ async fn attempt(
 ) -> anyhow::Result<()> {
     let mut failures = Vec::new();
     for address in addresses(node) {
-        match connect(node, &address).await {
+        // Dropping a connection that is being made loses nothing.
+        let connected = tokio::select! {
+            connected = connect(node, &address) => connected,
+            () = token.cancelled() => return Ok(()),
+        };
+        match connected {
             Ok((conn, hello)) => return follow(node, conn, hello, address, start, token).await,
             Err(error) => failures.push((address, error)),
         }
@@ -136,7 +138,27 @@ async fn follow(
         restartpoint: node.restartpoint.subscribe(),
         members: node.members.clone(),
     };
-    receive::run(conn, receiving, token.clone()).await
+    let stream = token.child_token();
+    let mut newer_primary = node.newer_primary.subscribe();
+    let mut receiving = std::pin::pin!(receive::run(conn, receiving, stream.clone()));
+    // Both branches are cancellation-safe: the stream is pinned outside and goes on below.
+    let newer = tokio::select! {
+        ended = &mut receiving => return ended,
+        newer = newer_primary.wait_for(|newer| newer.as_ref().is_some_and(|(newer, _)| *newer > epoch)) => {
+            newer.ok().and_then(|newer| newer.as_ref().map(|(_, name)| name.clone())).unwrap_or_default()
+        }
+    };
+    stream.cancel();
+    receiving.await?;
+    Err(Superseded { node: hello.node, by: newer }.into())
+}
+
+/// The upstream is the primary no more.
+#[derive(Debug, thiserror::Error)]
+#[error("{node} was superseded by {by}")]
+struct Superseded {
+    node: String,
+    by: String,
 }
 
 /// Says each reason once, at the level that fits it.
@@ -156,6 +178,7 @@ impl Reasons {
         let lost = matches!(rejected, Some(Code::Removed | Code::Diverged | Code::TimelineIdentity))
             || error.downcast_ref::<Diverged>().is_some();
         let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
+            || error.downcast_ref::<Superseded>().is_some()
             || reason.starts_with("no primary");
         if lost {
             tracing::error!(

@@ -5,6 +5,7 @@
 
 mod accept;
 pub mod control;
+mod epochs;
 mod follow;
 mod join;
 pub mod local_copy;

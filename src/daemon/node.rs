@@ -36,6 +36,8 @@ pub struct Node {
     pub members: watch::Sender<Vec<message::Member>>,
     /// Where the local PostgreSQL would begin to replay after a crash; invalid while unknown.
     pub restartpoint: watch::Sender<Lsn>,
+    /// The newest promotion of another node that this one was told of: its epoch and its name.
+    pub newer_primary: watch::Sender<Option<(u64, String)>>,
     /// Requests for a promotion; one at a time.
     pub promotions: mpsc::Sender<Request>,
     /// Cancelled when the process is to end.
@@ -63,6 +65,7 @@ impl Node {
             role: watch::Sender::new(role),
             members: watch::Sender::new(restored),
             restartpoint: watch::Sender::new(Lsn::INVALID),
+            newer_primary: watch::Sender::new(None),
             promotions,
             token: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -120,16 +123,17 @@ impl Node {
     /// Where it is, when its store holds anything.
     pub fn positions(&self) -> Option<Positions> {
         let at = *self.store.positions().borrow();
-        let replayed_lsn = match self.role() {
-            NodeRole::Primary => at.durable,
-            NodeRole::Standby => self.vitals.feed.get().replayed_lsn,
+        // A primary replays nothing after a crash that others would need kept for it.
+        let (replayed_lsn, restartpoint_lsn) = match self.role() {
+            NodeRole::Primary => (at.durable, Lsn::INVALID),
+            NodeRole::Standby => (self.vitals.feed.get().replayed_lsn, *self.restartpoint.borrow()),
         };
         Some(Positions {
             timeline: at.timeline?,
             written_lsn: at.appended,
             flushed_lsn: at.durable,
             replayed_lsn,
-            restartpoint_lsn: *self.restartpoint.borrow(),
+            restartpoint_lsn,
         })
     }
 

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{members, retention};
+use super::{epochs, members, retention};
 use crate::capture::{self, Options};
 use crate::pg::TimelineId;
 use crate::pg::sql::Sql;
@@ -24,6 +24,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         node.store.update_state(|state| state.role = Some(NodeRole::Primary))
     })
     .await??;
+    node.newer_primary.send_replace(None);
     node.role.send_replace(NodeRole::Primary);
     let token = node.token.child_token();
     let (feedback, wanted) = watch::channel(None);
@@ -32,6 +33,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         ended = capture_all(&node, wanted, &token) => ended,
         ended = members::keep(Arc::clone(&node)) => ended,
         ended = retention::run(Arc::clone(&node)) => ended,
+        ended = epochs::tell(Arc::clone(&node)) => ended,
         () = pass_feedback(&node.vitals, feedback) => Ok(()),
         () = node.token.cancelled() => Ok(()),
     };

@@ -71,7 +71,9 @@ pub fn holds(node: &Node) -> Vec<Hold> {
     let state = node.store.state();
     let heard = node.vitals.downstreams.get();
     let mut holds = Vec::new();
-    for member in state.members.iter().filter(|m| !m.let_go && m.name != node.config.name) {
+    // The primary has what it wrote; nobody keeps WAL for it.
+    let others = state.members.iter().filter(|m| m.name != node.config.name && m.role != NodeRole::Primary);
+    for member in others.filter(|member| !member.let_go) {
         let live = heard.get(&member.name).filter(|live| live.flushed_lsn.is_valid());
         let (flushed, restart) = live.map_or((member.flushed_lsn, member.restartpoint_lsn), |live| {
             (live.flushed_lsn, live.restartpoint_lsn)

@@ -19,6 +19,11 @@ pub fn of(node: &Node) -> Status {
         warnings.push(format!("{error:#}"));
         0
     });
+    if let Some((epoch, name)) =
+        node.newer_primary.borrow().as_ref().filter(|_| node.role() == NodeRole::Primary)
+    {
+        warnings.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
+    }
     for member in state.members.iter().filter(|member| member.let_go) {
         warnings.push(format!("{} was let go when the store was full: seed it anew", member.name));
     }

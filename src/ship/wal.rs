@@ -34,6 +34,7 @@ pub(super) async fn send<S: AsyncWrite>(
         sent_lsn: cursor.lsn(),
         heartbeat_at: Instant::now(),
         pace: Pace::new(shipping.max_rate_bytes_per_second),
+        told: None,
     };
     sender.members.mark_changed();
     sender.send_samples().await?;
@@ -78,6 +79,8 @@ struct Sender<'a, S> {
     sent_lsn: Lsn,
     heartbeat_at: Instant,
     pace: Pace,
+    /// When the primary was heard that the last heartbeat told of.
+    told: Option<std::time::Instant>,
 }
 
 impl<S: AsyncWrite> Sender<'_, S> {
@@ -129,18 +132,18 @@ impl<S: AsyncWrite> Sender<'_, S> {
         Ok(())
     }
 
-    /// The heartbeat when it is due, and the members when they changed.
+    /// The heartbeat when it is due, and the members when they changed. A heartbeat says where the primary is only when
+    /// that was heard since the last one: an old position sent again would look like a primary that lives.
     async fn send_news(&mut self) -> anyhow::Result<()> {
         if self.heartbeat_at <= Instant::now() {
             self.heartbeat_at = Instant::now() + HEARTBEAT_EVERY;
-            let heartbeat = match newest_sample(&self.entry.vitals) {
-                Some(sample) => Heartbeat {
-                    server_flush_lsn: sample.lsn,
-                    server_time: sample.time,
-                    sent_lsn: self.sent_lsn,
-                },
-                None => Heartbeat { sent_lsn: self.sent_lsn, ..Heartbeat::BARE },
-            };
+            let newest = newest_sample(&self.entry.vitals).filter(|(heard, _)| Some(*heard) != self.told);
+            let mut heartbeat = Heartbeat { sent_lsn: self.sent_lsn, ..Heartbeat::BARE };
+            if let Some((heard, sample)) = newest {
+                self.told = Some(heard);
+                heartbeat.server_flush_lsn = sample.lsn;
+                heartbeat.server_time = sample.time;
+            }
             self.writer.write(Message::Heartbeat(heartbeat)).await?;
         }
         if self.members.has_changed().unwrap_or(false) {
@@ -164,15 +167,16 @@ impl<S: AsyncWrite> Sender<'_, S> {
     }
 }
 
-/// Where the primary was when it was last heard, by its own clock; `None` when that is not known.
-fn newest_sample(vitals: &Vitals) -> Option<Sample> {
+/// Where the primary was when it was last heard, by its own clock, and when that was by ours; `None` when it is not
+/// known.
+fn newest_sample(vitals: &Vitals) -> Option<(std::time::Instant, Sample)> {
     let capture = vitals.capture.get();
     if let Some(heard) = capture.last_heard {
         let now = WallTime::now();
         let age_micros = i64::try_from(heard.elapsed().as_micros()).unwrap_or(i64::MAX);
         let time = WallTime { unix_micros: now.unix_micros.saturating_sub(age_micros) };
-        return Some(Sample { lsn: capture.server_flush_lsn, time });
+        return Some((heard, Sample { lsn: capture.server_flush_lsn, time }));
     }
     let receive = vitals.receive.get();
-    receive.server_time.map(|(time, _)| Sample { lsn: receive.server_flush_lsn, time })
+    receive.server_time.map(|(time, arrived)| (arrived, Sample { lsn: receive.server_flush_lsn, time }))
 }

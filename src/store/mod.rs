@@ -93,6 +93,8 @@ struct Inner {
     identity: Identity,
     index: Mutex<Index>,
     state: Mutex<State>,
+    /// Held while the state is written, so that readers of the state never wait for the disk.
+    state_writer: Mutex<()>,
     positions: watch::Sender<Positions>,
     writer_taken: AtomicBool,
     /// Set when an fsync failed: what is on disk is unknown from then on, so nothing more is promised.
@@ -142,6 +144,7 @@ impl Store {
             identity,
             index: Mutex::new(index),
             state: Mutex::new(state),
+            state_writer: Mutex::new(()),
             positions: watch::Sender::new(positions),
             writer_taken: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -251,12 +254,13 @@ impl Store {
 
     /// Changes the state durably: when this returns, the change is on disk.
     pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
-        let mut guard = self.state_guard();
-        let mut changed = guard.clone();
+        let _writing = self.0.state_writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.state();
+        let mut changed = known.clone();
         change(&mut changed);
-        if changed != *guard {
+        if changed != known {
             state::write(&self.0.folder.join(folder::STATE_FILE), &changed)?;
-            *guard = changed;
+            *self.state_guard() = changed;
         }
         Ok(())
     }
