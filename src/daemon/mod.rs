@@ -15,6 +15,7 @@ mod postgres;
 mod primary;
 mod promotion;
 mod retention;
+mod samples;
 mod signals;
 mod standby;
 mod status;
@@ -199,6 +200,9 @@ async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
     };
     let asked_to = node.token.is_cancelled();
     node.token.cancel();
+    node.blocking("keep the samples", samples::write).await?.unwrap_or_else(|error| {
+        tracing::warn!("lag in seconds begins anew at the next start: {error:#}");
+    });
     node.tasks.close();
     if tokio::time::timeout(STOP_WITHIN, node.tasks.wait()).await.is_err() {
         tracing::warn!("some tasks did not end within {} s", STOP_WITHIN.as_secs());

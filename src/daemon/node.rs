@@ -59,6 +59,7 @@ impl Node {
         let credentials = load_credentials(&config)?;
         let restored = super::members::restored(&store);
         let conninfo = conninfo(&config)?;
+        super::samples::restore(store.folder(), &vitals.samples);
         Ok(Arc::new(Node {
             backups: Backups::new(Arc::clone(&vitals)),
             vitals,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{epochs, members, retention};
+use super::{epochs, members, retention, samples};
 use crate::capture::{self, Options};
 use crate::pg::TimelineId;
 use crate::pg::sql::Sql;
@@ -34,6 +34,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         ended = members::keep(Arc::clone(&node)) => ended,
         ended = retention::run(Arc::clone(&node)) => ended,
         ended = epochs::tell(Arc::clone(&node)) => ended,
+        ended = samples::keep(Arc::clone(&node)) => ended,
         () = pass_feedback(&node.vitals, feedback) => Ok(()),
         () = node.token.cancelled() => Ok(()),
     };

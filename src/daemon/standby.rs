@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
 use super::promotion::{self, Request};
-use super::{follow, members, postgres, retention};
+use super::{follow, members, postgres, retention, samples};
 use crate::feed::{self, ReplyRequests, ServerVersion};
 use crate::pg::sql;
 use crate::store::NodeRole;
@@ -37,6 +37,7 @@ pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> any
         ended = follow_until_promoted(&node, requests, &replies) => ended,
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         failed = feed_failed(feeding) => failed,
         () = node.token.cancelled() => Ok(End::Stopped),

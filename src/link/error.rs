@@ -90,7 +90,7 @@ pub enum LinkError {
     Refused(Box<Reject>),
     /// The two ends do not belong together; the peer was told.
     #[error("refused the peer: {0}")]
-    Mismatch(#[from] Box<Mismatch>),
+    Mismatch(Box<Mismatch>),
     /// The host name has no address.
     #[error("look up {address}")]
     Lookup {
@@ -127,6 +127,13 @@ pub enum LinkError {
         /// The peer.
         peer: SocketAddr,
     },
+}
+
+impl From<Box<Mismatch>> for LinkError {
+    /// Not as a source: its words are this error's own.
+    fn from(mismatch: Box<Mismatch>) -> LinkError {
+        LinkError::Mismatch(mismatch)
+    }
 }
 
 impl LinkError {
