@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-use super::node::{Node, link_identity, link_role};
+use super::node::{Node, link_role};
 use super::{epochs, members};
 use crate::backup;
 use crate::fault::WithFault;
@@ -15,7 +15,7 @@ use crate::link::listen::Arrival;
 use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Purpose, Reject};
 use crate::link::{Conn, Link, LinkError, Listener, Message, PEER_DEAD_AFTER, Socket};
 use crate::pg::sql::Sql;
-use crate::ship::{self, Downstream, Shipping};
+use crate::ship::{self, Downstream, Shipping, wire_identity};
 use crate::store::NodeRole;
 
 /// Streams by node: a node that comes again has lost its first connection, whether that was noticed here or not.
@@ -186,7 +186,7 @@ async fn answer(node: &Arc<Node>, mut conn: Conn<Socket>) -> anyhow::Result<()> 
             store_uuid: Some(node.store.identity().store_uuid.clone()),
             promised_epoch: state.promised_epoch,
             committed_epoch: state.committed_epoch,
-            timeline: state.timelines.last().map(link_identity),
+            timeline: state.timelines.last().map(wire_identity),
             positions: node.positions(),
             postgres: ask_postgres(node).await,
         };

@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
-use super::promotion;
+use super::request;
 use super::status;
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::report::{Status, json};
@@ -137,7 +137,7 @@ async fn promote(
     }
     let (say, mut lines) = mpsc::channel(16);
     let (done, outcome) = oneshot::channel();
-    let request = promotion::Request { force, dry_run, say, done };
+    let request = request::Request { force, dry_run, say, done };
     node.promotions.try_send(request).ok().context("a promotion is under way already")?;
     while let Some(line) = lines.recv().await {
         send(write, &Reply::Progress { line }).await?;

@@ -202,24 +202,21 @@ fn state_member(member: &message::Member) -> Option<Member> {
     })
 }
 
-/// The list as it was when the process ended.
-pub fn restored(store: &Store) -> Vec<message::Member> {
-    let state = store.state();
+/// Puts the list in place as it was when the process ended.
+pub fn restore(node: &Node) {
+    let state = node.store.state();
     let timeline = state.newest_timeline().unwrap_or(TimelineId::FIRST);
-    state
-        .members
-        .iter()
-        .map(|member| message::Member {
-            positions: member.flushed_lsn.is_valid().then_some(message::Positions {
-                timeline,
-                written_lsn: member.flushed_lsn,
-                flushed_lsn: member.flushed_lsn,
-                replayed_lsn: Lsn::INVALID,
-                restartpoint_lsn: member.restartpoint_lsn,
-            }),
-            ..link_member(member)
-        })
-        .collect()
+    let restored = state.members.iter().map(|member| message::Member {
+        positions: member.flushed_lsn.is_valid().then_some(message::Positions {
+            timeline,
+            written_lsn: member.flushed_lsn,
+            flushed_lsn: member.flushed_lsn,
+            replayed_lsn: Lsn::INVALID,
+            restartpoint_lsn: member.restartpoint_lsn,
+        }),
+        ..link_member(member)
+    });
+    node.members.send_replace(restored.collect());
 }
 
 fn link_member(member: &Member) -> message::Member {

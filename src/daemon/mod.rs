@@ -14,6 +14,7 @@ mod node;
 mod postgres;
 mod primary;
 mod promotion;
+mod request;
 mod retention;
 mod samples;
 mod signals;
@@ -181,7 +182,12 @@ impl Life {
 async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
     let role = life.role();
     let (promotions, mut requests) = mpsc::channel(1);
-    let made = tokio::task::spawn_blocking(move || Node::new(config, store, role, promotions));
+    let made = tokio::task::spawn_blocking(move || {
+        let node = Node::new(config, store, role, promotions)?;
+        samples::restore(node.store.folder(), &node.vitals.samples);
+        members::restore(&node);
+        anyhow::Ok(node)
+    });
     let node = made.await.context("set the node up")??;
     let listener = accept::bind(&node).await?;
     let address = listener.local_address()?;
@@ -214,7 +220,7 @@ async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
 async fn live(
     node: &Arc<Node>,
     life: Life,
-    requests: &mut mpsc::Receiver<promotion::Request>,
+    requests: &mut mpsc::Receiver<request::Request>,
 ) -> anyhow::Result<()> {
     if let Life::Joining(join) = &life {
         let report = join::copy(node, join).await?;

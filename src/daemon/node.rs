@@ -7,14 +7,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::promotion::Request;
+use super::request::Request;
 use crate::backup::Backups;
 use crate::clock::WallTime;
 use crate::config::Config;
 use crate::link::message::{self, Hello, Positions, Purpose, Role};
 use crate::link::{PROTOCOL, Security};
 use crate::pg::{Conninfo, Lsn};
-use crate::store::{NodeRole, Store, TimelineIdentity};
+use crate::ship::wire_identity;
+use crate::store::{NodeRole, Store};
 use crate::tls::{Credentials, Files, for_postgres};
 use crate::vitals::Vitals;
 
@@ -57,14 +58,12 @@ impl Node {
     ) -> anyhow::Result<Arc<Node>> {
         let vitals = Arc::new(Vitals::default());
         let credentials = load_credentials(&config)?;
-        let restored = super::members::restored(&store);
         let conninfo = conninfo(&config)?;
-        super::samples::restore(store.folder(), &vitals.samples);
         Ok(Arc::new(Node {
             backups: Backups::new(Arc::clone(&vitals)),
             vitals,
             role: watch::Sender::new(role),
-            members: watch::Sender::new(restored),
+            members: watch::Sender::new(Vec::new()),
             restartpoint: watch::Sender::new(Lsn::INVALID),
             newer_primary: watch::Sender::new(None),
             promotions,
@@ -113,7 +112,7 @@ impl Node {
             store_uuid: Some(identity.store_uuid.clone()),
             promised_epoch: state.promised_epoch,
             committed_epoch: state.committed_epoch,
-            timelines: state.timelines.iter().map(link_identity).collect(),
+            timelines: state.timelines.iter().map(wire_identity).collect(),
             positions: self.positions(),
             postgres_version: (state.server_version > 0).then_some(state.server_version),
             segment_size: Some(identity.segment_size.bytes()),
@@ -173,18 +172,5 @@ pub fn link_role(role: NodeRole) -> Role {
     match role {
         NodeRole::Primary => Role::Primary,
         NodeRole::Standby => Role::Standby,
-    }
-}
-
-/// A timeline's identity in the link's words.
-pub fn link_identity(identity: &TimelineIdentity) -> message::TimelineIdentity {
-    message::TimelineIdentity {
-        timeline: identity.timeline,
-        parent: identity.parent.map(|(parent, _)| parent),
-        switch_lsn: identity.switch_lsn(),
-        branch: identity
-            .branch
-            .as_ref()
-            .map(|branch| message::Branch { epoch: branch.epoch, node: branch.node.clone() }),
     }
 }

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::node::Node;
+use super::request::Request;
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
@@ -32,27 +32,6 @@ const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Patience with `pg_promote`.
 const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
-
-/// A request for a promotion.
-pub struct Request {
-    /// Accept what would be refused.
-    pub force: bool,
-    /// Only say what would be done.
-    pub dry_run: bool,
-    /// Where progress is told, line by line.
-    pub say: mpsc::Sender<String>,
-    /// The outcome.
-    pub done: oneshot::Sender<anyhow::Result<String>>,
-}
-
-impl Request {
-    async fn say(&self, line: impl Into<String>) {
-        let line = line.into();
-        tracing::info!("promotion: {line}");
-        // Whoever asked may have gone; the promotion goes on.
-        let _ = self.say.send(line).await;
-    }
-}
 
 /// Asks all nodes and plans.
 pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {

@@ -41,17 +41,12 @@ fn apply(node: &Node) -> anyhow::Result<()> {
                 .iter_mut()
                 .filter(|member| member.name == name)
                 .for_each(|member| member.let_go = true);
-            if name == LAST_BACKUP {
-                state.backup_start_lsn = None;
-            }
         })?;
-        if hold.holder != LAST_BACKUP {
-            tracing::error!(
-                member = %hold.holder, needs = %hold.lsn, store_max_bytes = max_bytes,
-                "the store is full: the WAL for this standby is no longer kept, and it must be seeded anew \
-                 (raise store_max_bytes in [retention], or join it again)"
-            );
-        }
+        tracing::error!(
+            member = %hold.holder, needs = %hold.lsn, store_max_bytes = max_bytes,
+            "the store is full: the WAL for this standby is no longer kept, and it must be seeded anew \
+             (raise store_max_bytes in [retention], or join it again)"
+        );
     }
     if done.over_limit {
         tracing::warn!(
@@ -62,8 +57,6 @@ fn apply(node: &Node) -> anyhow::Result<()> {
     }
     Ok(())
 }
-
-const LAST_BACKUP: &str = "last base backup";
 
 /// Who needs what; `status` shows the same list.
 pub fn holds(node: &Node) -> Vec<Hold> {
@@ -84,9 +77,6 @@ pub fn holds(node: &Node) -> Vec<Hold> {
     }
     for backup in node.vitals.backups.get().into_values().filter(|backup| backup.start_lsn.is_valid()) {
         holds.push(hold(&format!("base backup by {}", backup.client), backup.start_lsn, false));
-    }
-    if let Some(lsn) = state.backup_start_lsn {
-        holds.push(hold(LAST_BACKUP, lsn, true));
     }
     if node.role() == NodeRole::Standby {
         holds.push(hold("this node's PostgreSQL", *node.restartpoint.borrow(), false));

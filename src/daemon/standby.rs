@@ -7,7 +7,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::promotion::{self, Request};
+use super::promotion;
+use super::request::Request;
 use super::{follow, members, postgres, retention, samples};
 use crate::feed::{self, ReplyRequests, ServerVersion};
 use crate::pg::sql;

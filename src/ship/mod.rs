@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::WallTime;
-use crate::link::message::{Code, Member, Reject, Resume};
+use crate::link::message::{self, Code, Member, Reject, Resume};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER};
-use crate::store::{Cursor, OpenFrame, Store, StoreError, Visibility};
+use crate::store::{Cursor, OpenFrame, Store, StoreError, TimelineIdentity, Visibility};
 use crate::vitals::{Contact, DownstreamVitals, Vitals};
 
 /// What a stage of this kind is given.
@@ -117,6 +117,17 @@ async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, R
             "It is on a branch of history that this node does not have.",
         ),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// A timeline's identity in the link's words.
+pub fn wire_identity(identity: &TimelineIdentity) -> message::TimelineIdentity {
+    let branch = identity.branch.as_ref();
+    message::TimelineIdentity {
+        timeline: identity.timeline,
+        parent: identity.parent.map(|(parent, _)| parent),
+        switch_lsn: identity.switch_lsn(),
+        branch: branch.map(|branch| message::Branch { epoch: branch.epoch, node: branch.node.clone() }),
     }
 }
 

@@ -6,9 +6,9 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::pace::Pace;
-use super::{Entry, Shipping};
+use super::{Entry, Shipping, wire_identity};
 use crate::clock::WallTime;
-use crate::link::message::{self, Heartbeat, Member, Timeline, Wal};
+use crate::link::message::{Heartbeat, Member, Timeline, Wal};
 use crate::link::{HEARTBEAT_EVERY, Message, Writer};
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{Chunk, Cursor, Positions, Step, Store, Visibility};
@@ -112,15 +112,7 @@ impl<S: AsyncWrite> Sender<'_, S> {
         let history = read.await.context("read a timeline's history")??.unwrap_or_default();
         let state = self.store.state();
         let identity = state.identity_of(timeline).context("the timeline is no longer in the store")?;
-        let identity = message::TimelineIdentity {
-            timeline,
-            parent: identity.parent.map(|(parent, _)| parent),
-            switch_lsn: identity.switch_lsn(),
-            branch: identity
-                .branch
-                .as_ref()
-                .map(|branch| message::Branch { epoch: branch.epoch, node: branch.node.clone() }),
-        };
+        let identity = wire_identity(identity);
         let history = String::from_utf8(history.to_vec()).context("a timeline's history is not text")?;
         Ok(self.writer.write(Message::Timeline(Timeline { identity, history })).await?)
     }

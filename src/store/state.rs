@@ -74,8 +74,6 @@ pub struct State {
     pub members: Vec<Member>,
     /// Where to look for the primary, beside the configured upstreams: the addresses of the join bundle.
     pub join_addresses: Vec<String>,
-    /// The start of the newest base backup that was taken from here: a new standby will ask from there.
-    pub backup_start_lsn: Option<Lsn>,
 }
 
 /// The form on disk. Foreign: every field is checked on the way in.
@@ -95,8 +93,6 @@ struct StateFile {
     members: Vec<Member>,
     #[serde(default)]
     join_addresses: Vec<String>,
-    #[serde(default)]
-    backup_start_lsn: Option<Lsn>,
 }
 
 impl State {
@@ -113,7 +109,6 @@ impl State {
             timelines: Vec::new(),
             members: Vec::new(),
             join_addresses: Vec::new(),
-            backup_start_lsn: None,
         })
     }
 
@@ -156,7 +151,6 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         timelines: state.timelines.clone(),
         members: state.members.clone(),
         join_addresses: state.join_addresses.clone(),
-        backup_start_lsn: state.backup_start_lsn,
     };
     let body = serde_json::to_string_pretty(&file).map_err(corrupt)?;
     Ok(durable::write(path, frame(&body).as_bytes())?)
@@ -213,7 +207,6 @@ fn parse(text: &str) -> Result<State, String> {
         timelines: file.timelines,
         members: file.members,
         join_addresses: file.join_addresses,
-        backup_start_lsn: file.backup_start_lsn,
     })
 }
 
