@@ -29,6 +29,14 @@ pub enum Contract {
     Monitoring,
 }
 
+/// What a command's long help and manual page end with: its exit codes and some examples, each a text and a command.
+pub fn explained(codes: &[(u8, &str)], examples: &[(&str, &str)]) -> String {
+    let codes: Vec<String> = codes.iter().map(|(code, meaning)| format!("  {code}  {meaning}\n")).collect();
+    let examples: Vec<String> =
+        examples.iter().map(|(text, command)| format!("  {text}\n\n    {command}\n")).collect();
+    format!("Exit codes:\n{}\nExamples:\n{}", codes.concat(), examples.join("\n"))
+}
+
 /// The commands that speak to monitoring.
 const MONITORING: [&str; 2] = ["lag", "check"];
 

@@ -192,7 +192,7 @@ fn default_store(name: &str, data_directory: &Path, root: bool) -> anyhow::Resul
 }
 
 /// How to connect to the server that runs on the data directory, as its `postmaster.pid` says (`miscadmin.h`).
-fn running_server(data_directory: &Path) -> Option<ConninfoText> {
+pub(super) fn running_server(data_directory: &Path) -> Option<ConninfoText> {
     let text = fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
     let mut lines = text.lines().skip(3);
     let (port, socket_folder) = (lines.next()?.trim(), lines.next()?.trim());

@@ -18,7 +18,7 @@ use crate::tls::{Authority, Files, Kind, Pem};
 /// Make a join bundle for a new node, or for a reader that may take backups and ask.
 ///
 /// The bundle holds a private key: move it like one, and delete it once it is used. `walship standby --join BUNDLE`
-/// and `walship basebackup --join BUNDLE` take it. It goes to the standard output, which is made readable by its owner
+/// and `walship basebackup --bundle BUNDLE` take it. It goes to the standard output, which is made readable by its owner
 /// alone when it is a file.
 ///
 /// Inviting a name again makes a certificate that replaces the one before, which is also how one is renewed. With the

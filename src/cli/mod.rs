@@ -3,6 +3,7 @@
 //! The command tree below is the one definition that help, manual pages and completions come from. A command turns
 //! what was typed into a validated [`Config`] and hands it to the daemon, or asks the sidecar over its control socket.
 
+pub mod basebackup;
 pub mod check;
 pub mod completions;
 pub mod exit;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Config, Overrides};
 use crate::daemon::control::Client;
@@ -66,6 +68,7 @@ enum Command {
     Invite(Configured<invite::Args>),
     Standby(standby::Args),
     Run(sidecar::RunArgs),
+    Basebackup(basebackup::Args),
     Status(Configured<status::Args>),
     Lag(Configured<lag::Args>),
     Promote(promote::Args),
@@ -93,7 +96,7 @@ pub fn run() -> Exit {
             return contract.of_clap(&error);
         }
     };
-    logging::begin(cli.log_format);
+    logging::begin(cli.log_format, cli.command.log_level());
     match cli.command.run() {
         Ok(exit) => exit,
         Err(error) => {
@@ -107,6 +110,14 @@ pub fn run() -> Exit {
 }
 
 impl Command {
+    /// What a daemon does is news; a command says itself what it did.
+    fn log_level(&self) -> LevelFilter {
+        match self {
+            Command::Primary(_) | Command::Standby(_) | Command::Run(_) => LevelFilter::INFO,
+            _ => LevelFilter::WARN,
+        }
+    }
+
     fn run(self) -> anyhow::Result<Exit> {
         match self {
             Command::Init(args) => init::run(&args).map(|()| Exit::Done),
@@ -117,6 +128,7 @@ impl Command {
             }
             Command::Standby(args) => standby::run(&args),
             Command::Run(args) => sidecar::resume(&args),
+            Command::Basebackup(args) => basebackup::run(&args),
             Command::Status(Configured { args, overrides }) => {
                 let store = store_of(&overrides)?;
                 runtime()?

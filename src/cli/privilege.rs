@@ -11,6 +11,7 @@ use std::process::Command;
 use anyhow::Context;
 use rustix::process::{Gid, Uid};
 
+use crate::durable;
 use crate::fault::{Fault, WithFault};
 
 /// The account that PostgreSQL's packages make.
@@ -78,18 +79,23 @@ fn passwd_entry(account: &str) -> Option<(String, String)> {
     Some(((*fields.first()?).to_owned(), (*fields.get(5)?).to_owned()))
 }
 
-/// When root, gives a folder that was just made to the account that will use it.
-pub fn give_to_owner_of(folder: &Path, path: &Path) -> anyhow::Result<()> {
+/// When root, makes a folder, with what is missing above it, for the account that [`become_owner_of`] becomes: that may
+/// not be allowed to.
+pub fn make_folder(folder: &Path) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    let owner =
-        path.ancestors().find_map(|above| std::fs::metadata(above).ok()).filter(|owner| owner.uid() != 0);
-    let (uid, gid) = match owner {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
+    let above = folder.ancestors().find_map(|path| std::fs::metadata(path).ok());
+    let (uid, gid) = match above.filter(|owner| owner.uid() != 0) {
         Some(owner) => (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid())),
         None => account(POSTGRES)?,
     };
-    std::os::unix::fs::chown(folder, Some(uid.as_raw()), Some(gid.as_raw()))
-        .with_context(|| format!("give {} to its user", folder.display()))
-        .hint("Make it by hand, owned by PostgreSQL's account, and run this again.")
+    for new in missing.into_iter().rev() {
+        durable::create_folder(new)?;
+        std::os::unix::fs::chown(new, Some(uid.as_raw()), Some(gid.as_raw()))
+            .with_context(|| format!("give {} to its user", new.display()))
+            .hint("Make it by hand, owned by PostgreSQL's account, and run this again.")?;
+    }
+    Ok(())
 }

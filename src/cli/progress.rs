@@ -1,10 +1,10 @@
 //! A base backup while it is taken: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use indicatif::{BinaryBytes, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{BinaryBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::restore::{Phase, Progress};
@@ -15,9 +15,17 @@ const REDRAW_EVERY: Duration = Duration::from_millis(100);
 /// How often a line is printed where nobody watches; a change of phase is printed at once.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// While files arrive.
 const TEMPLATE: &str =
     "{msg:28} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} eta {eta}";
-const TEMPLATE_UNSIZED: &str = "{msg:28} {spinner} {elapsed}";
+/// While there is nothing to count.
+const TEMPLATE_WAITING: &str = "{msg:28} {spinner} {elapsed}";
+
+/// All bars of this process; whoever else writes to standard error suspends them for as long.
+pub fn bars() -> &'static MultiProgress {
+    static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+    &BARS
+}
 
 /// Shows the progress until the copy is complete, or until it is dropped.
 pub async fn show(progress: Arc<Cell<Progress>>) {
@@ -32,46 +40,48 @@ async fn draw(progress: &Cell<Progress>) {
     // The templates are constants that the tests try.
     let style =
         |template| ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(0).with_style(style(TEMPLATE_UNSIZED));
+    let bar = bars().add(ProgressBar::new(0).with_style(style(TEMPLATE_WAITING)));
     let mut tick = interval(REDRAW_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let mut sized = false;
+    let mut phase = None;
     loop {
         tick.tick().await;
         let now = progress.get();
-        if now.total_bytes > 0 && !sized {
-            sized = true;
-            bar.set_style(style(TEMPLATE));
+        if now.phase == Phase::Done {
+            bar.finish_and_clear();
+            eprintln!("base backup: {}", summary(&now, bar.elapsed()));
+            return;
+        }
+        if phase != Some(now.phase) {
+            phase = Some(now.phase);
+            let is_counted = now.phase == Phase::Copying;
+            bar.set_style(style(if is_counted { TEMPLATE } else { TEMPLATE_WAITING }));
+            bar.set_message(now.phase.to_string());
+            // What came before tells nothing about the rate.
             bar.reset_eta();
         }
         bar.set_length(now.total_bytes.max(now.done_bytes));
         bar.set_position(now.done_bytes);
-        bar.set_message(now.phase.to_string());
         bar.tick();
-        if now.phase == Phase::Done {
-            bar.finish_with_message(summary(&now, bar.elapsed()));
-            return;
-        }
     }
 }
 
 async fn print(progress: &Cell<Progress>) {
     let began = Instant::now();
     let mut watch = progress.watch();
-    let (mut phase, mut printed_at) = (None, Instant::now());
+    let (mut phase, mut phase_began, mut printed_at) = (None, began, began);
     loop {
         let now = *watch.borrow_and_update();
-        if phase != Some(now.phase) || printed_at.elapsed() >= LINE_EVERY {
-            (phase, printed_at) = (Some(now.phase), Instant::now());
-            let text = if now.phase == Phase::Done {
-                summary(&now, began.elapsed())
-            } else {
-                line(&now, began.elapsed())
-            };
-            eprintln!("base backup: {text}");
-        }
         if now.phase == Phase::Done {
+            eprintln!("base backup: {}", summary(&now, began.elapsed()));
             return;
+        }
+        if phase != Some(now.phase) {
+            (phase, phase_began, printed_at) = (Some(now.phase), Instant::now(), Instant::now());
+            eprintln!("base backup: {}", now.phase);
+        } else if printed_at.elapsed() >= LINE_EVERY {
+            printed_at = Instant::now();
+            eprintln!("base backup: {}", line(&now, phase_began.elapsed()));
         }
         // Cancellation-safe; the time-out is for the phases in which nothing changes.
         let changed = tokio::time::timeout(LINE_EVERY, watch.changed()).await;
@@ -81,19 +91,19 @@ async fn print(progress: &Cell<Progress>) {
     }
 }
 
-/// One plain line: phase, bytes, rate and what is left.
-fn line(now: &Progress, elapsed: Duration) -> String {
-    if now.total_bytes == 0 {
-        return format!("{} ({})", now.phase, HumanDuration(elapsed));
+/// One plain line, some time into a phase: bytes, rate and what is left.
+fn line(now: &Progress, in_phase: Duration) -> String {
+    if now.phase != Phase::Copying {
+        return format!("{}, for {} now", now.phase, HumanDuration(in_phase));
     }
-    let rate = now.done_bytes as f64 / elapsed.as_secs_f64().max(0.001);
+    let rate = now.done_bytes as f64 / in_phase.as_secs_f64().max(0.001);
     let left = now.total_bytes.saturating_sub(now.done_bytes);
     let mut text = format!(
         "{} {} of {} ({:.0} %)",
         now.phase,
         BinaryBytes(now.done_bytes),
         BinaryBytes(now.total_bytes),
-        now.done_bytes as f64 * 100.0 / now.total_bytes as f64,
+        now.done_bytes as f64 * 100.0 / now.total_bytes.max(1) as f64,
     );
     // Before anything came nobody knows how fast it comes.
     if left > 0 && rate >= 1.0 {
@@ -105,13 +115,17 @@ fn line(now: &Progress, elapsed: Duration) -> String {
 
 fn summary(now: &Progress, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64().max(0.001);
+    // Within one host nothing is compressed.
+    let wire = match now.wire_bytes < now.done_bytes {
+        true => format!(", {} over the wire", BinaryBytes(now.wire_bytes)),
+        false => String::new(),
+    };
     format!(
-        "{} in {} files in {:.1} s ({}/s), {} over the wire",
+        "{} in {} files in {:.1} s ({}/s){wire}",
         BinaryBytes(now.done_bytes),
         now.files,
         seconds,
         BinaryBytes((now.done_bytes as f64 / seconds) as u64),
-        BinaryBytes(now.wire_bytes)
     )
 }
 
@@ -121,7 +135,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_valid_and_a_line_says_what_is_left() {
-        for template in [TEMPLATE, TEMPLATE_UNSIZED] {
+        for template in [TEMPLATE, TEMPLATE_WAITING] {
             ProgressStyle::with_template(template).unwrap();
         }
         let now = Progress {
@@ -131,5 +145,9 @@ mod tests {
             ..Progress::default()
         };
         insta::assert_snapshot!(line(&now, Duration::from_secs(1)), @"copying 5.00 MiB of 20.00 MiB (25 %), 5.00 MiB/s, eta 3 seconds");
+        let waiting = Progress { phase: Phase::WaitingForCheckpoint, ..Progress::default() };
+        insta::assert_snapshot!(line(&waiting, Duration::from_secs(90)), @"waiting for the checkpoint, for 2 minutes now");
+        let done = Progress { wire_bytes: 1 << 20, files: 7, ..now };
+        insta::assert_snapshot!(summary(&done, Duration::from_secs(2)), @"5.00 MiB in 7 files in 2.0 s (2.50 MiB/s), 1.00 MiB over the wire");
     }
 }

@@ -60,7 +60,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     };
     let data_directory = args.overrides.data_directory.as_deref();
     if let Some(data_directory) = data_directory {
-        make_folders(args, data_directory)?;
+        let wanted = [Some(data_directory), args.overrides.store.as_deref()];
+        wanted.into_iter().flatten().try_for_each(privilege::make_folder)?;
         privilege::become_owner_of(data_directory)?;
     }
     let bundle = Bundle::read(bundle)?;
@@ -89,19 +90,6 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         ended
     })?;
     Ok(Exit::Done)
-}
-
-/// As root: makes the folders that the account it becomes may not make.
-fn make_folders(args: &Args, data_directory: &Path) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let wanted = [Some(data_directory), args.overrides.store.as_deref()];
-    for folder in wanted.into_iter().flatten().filter(|folder| !folder.exists()) {
-        durable::create_folder(folder)?;
-        privilege::give_to_owner_of(folder, folder.parent().unwrap_or(folder))?;
-    }
-    Ok(())
 }
 
 /// The configuration that is there, or a new one from the bundle and the flags.

@@ -121,6 +121,7 @@ pub async fn copy(node: &Arc<Node>, join: &Join) -> anyhow::Result<Report> {
             node: feed::STANDBY_NAME.to_owned(),
             port: join.port,
             socket_directory: join.socket_directory.clone(),
+            primary_conninfo: None,
             others: Vec::new(),
         }),
     };

@@ -15,6 +15,7 @@ mod postgres;
 mod primary;
 mod promotion;
 mod request;
+pub mod remote_copy;
 mod retention;
 mod samples;
 mod signals;

@@ -5,6 +5,8 @@
 /// The vocabulary that the others are written in.
 mod harness;
 
+/// `walship basebackup`: what it makes, what it says, and how it ends.
+mod basebackup;
 /// The primary's WAL into the store.
 mod capture;
 /// What `walship check` finds, and whether what it prints mends it.
