@@ -147,7 +147,9 @@ fn write(args: &Args, root: bool, file: &Path, text: &str, config: &Config) -> a
         made.push(key);
     }
     if let Some(folder) = file.parent() {
-        make_passage(folder, root)?;
+        // A folder of root's own, such as /etc/walship: the node's user reads what is in it.
+        let new = make_passage(folder, root)?;
+        new.iter().filter(|_| root).try_for_each(|_| open_to_others(folder))?;
     }
     // Last: who finds a configuration finds all of it.
     durable::write(file, text.as_bytes())?;
@@ -171,10 +173,14 @@ fn make_passage(folder: &Path, root: bool) -> anyhow::Result<Vec<PathBuf>> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
     durable::create_folder(folder)?;
     for parent in missing.iter().skip(1).filter(|_| root) {
-        let open = fs::Permissions::from_mode(0o755);
-        fs::set_permissions(parent, open).map_err(|e| FileError::new("open to others", parent, e))?;
+        open_to_others(parent)?;
     }
     Ok(missing.first().map(|new| new.to_path_buf()).into_iter().collect())
+}
+
+fn open_to_others(folder: &Path) -> Result<(), FileError> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
+        .map_err(|e| FileError::new("open to others", folder, e))
 }
 
 fn default_store(name: &str, data_directory: &Path, root: bool) -> anyhow::Result<PathBuf> {
@@ -280,6 +286,7 @@ mod tests {
             assert_eq!(fs::metadata(path).unwrap().uid(), 65534, "{}", path.display());
         }
         assert_eq!(mode(config.store.parent().unwrap()), 0o755);
+        assert_eq!(mode(file.parent().unwrap()), 0o755, "its reader is another user than its maker");
         assert_eq!(mode(&file), 0o600);
     }
 
