@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -254,7 +255,7 @@ struct Walker {
 /// Where a walker stands in a file.
 struct Place {
     key: Key,
-    file: File,
+    file: Arc<File>,
     inode: u64,
     mark: Mark,
 }
@@ -350,23 +351,26 @@ impl Walker {
 
     /// Finds the frame that holds `lsn`; false while it is not there yet.
     fn locate(&mut self) -> Result<bool, StoreError> {
-        // The file may be renamed between the look into the index and the open: then look again.
+        // A file may be removed, or sealed and so closed, between the look into the index and the open: look again.
         for _ in 0..3 {
-            let Some((key, path, mark)) = self.find_frame()? else { return Ok(false) };
-            match File::open(&path) {
-                Ok(file) => {
-                    let inode = file.metadata().map_err(|e| FileError::new("read", &path, e))?.ino();
-                    self.place = Some(Place { key, file, inode, mark });
-                    return Ok(true);
-                }
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(FileError::new("open", &path, e).into()),
-            }
+            let Some((key, segment, mark)) = self.find_frame()? else { return Ok(false) };
+            // One that grows is about to be renamed: it is read by the writer's own handle.
+            let file = match segment.file {
+                Some(file) => file,
+                None => match File::open(&segment.path) {
+                    Ok(file) => Arc::new(file),
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                    Err(e) => return Err(FileError::new("open", &segment.path, e).into()),
+                },
+            };
+            let inode = file.metadata().map_err(|e| FileError::new("read", &segment.path, e))?.ino();
+            self.place = Some(Place { key, file, inode, mark });
+            return Ok(true);
         }
         Err(self.removed(self.lsn))
     }
 
-    fn find_frame(&self) -> Result<Option<(Key, std::path::PathBuf, Mark)>, StoreError> {
+    fn find_frame(&self) -> Result<Option<(Key, Segment, Mark)>, StoreError> {
         if self.store.state().identity_of(self.timeline).is_none() {
             return Err(StoreError::UnknownTimeline { timeline: self.timeline });
         }
@@ -387,7 +391,7 @@ impl Walker {
         let mark = frame.checked_sub(1).map(|at| segment.frames[at]);
         // Nothing is written yet, or nothing of this frame may be seen yet.
         let mark = mark.filter(|mark| mark.offset < self.visible(segment).offset);
-        Ok(mark.map(|mark| (key, segment.path.clone(), mark)))
+        Ok(mark.map(|mark| (key, segment.clone(), mark)))
     }
 
     /// Moves into the frame that `frame` is the beginning of, when its bytes stand here too.

@@ -304,3 +304,18 @@ fn segment_start(wal: &RandomWal, path: &Path) -> Lsn {
     let (_, number) = size.parse_file_name(&name[..24]).unwrap();
     size.first_lsn(number).max(wal.start)
 }
+
+#[test]
+fn a_segment_that_is_being_sealed_can_be_opened_for_reading() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(9, 100);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    writer.append(wal.start, &wal.bytes).unwrap();
+    // The seal renames the file first and tells the index then.
+    for (name, _) in files(folder.path()) {
+        if let Some(sealed) = name.strip_suffix(".part") {
+            std::fs::rename(folder.path().join(&name), folder.path().join(sealed)).unwrap();
+        }
+    }
+    assert!(read_all(&store, wal.start, Visibility::Appended) == wal.bytes);
+}
