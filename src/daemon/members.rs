@@ -90,21 +90,32 @@ pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
         tick.tick().await;
         publish(&node);
         published = published.wrapping_add(1);
-        if published.is_multiple_of(PUBLICATIONS_A_WRITE) {
+        if published.is_multiple_of(PUBLICATIONS_A_WRITE) || is_news(&node) {
             node.blocking("keep the members' positions", note_positions).await??;
         }
     }
 }
 
-/// Puts what the downstreams said into the state.
-fn note_positions(node: &Node) -> anyhow::Result<()> {
+/// Whether someone told a first position: until it is on disk, a restart would forget that WAL is held for it.
+fn is_news(node: &Node) -> bool {
     let downstreams = node.vitals.downstreams.get();
+    let told =
+        |member: &Member| downstreams.get(&member.name).is_some_and(|heard| heard.flushed_lsn.is_valid());
+    node.store.state().members.iter().any(|member| !member.flushed_lsn.is_valid() && told(member))
+}
+
+/// Puts what the downstreams said into the state.
+pub fn note_positions(node: &Node) -> anyhow::Result<()> {
+    let downstreams = node.vitals.downstreams.get();
+    let start = node.store.positions().borrow().start;
     node.store.update_state(|state| {
         for member in &mut state.members {
             if let Some(heard) = downstreams.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid()) {
                 member.flushed_lsn = heard.flushed_lsn;
                 member.restartpoint_lsn = heard.restartpoint_lsn;
                 member.last_heard = heard.last_heard_at;
+                // It got over the gap before the WAL was gone, or there was none.
+                member.let_go &= heard.flushed_lsn < start;
             }
         }
     })?;

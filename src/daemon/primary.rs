@@ -39,6 +39,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         () = node.token.cancelled() => Ok(()),
     };
     token.cancel();
+    node.blocking("keep the members' positions", members::note_positions).await??;
     ended
 }
 

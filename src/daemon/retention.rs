@@ -34,25 +34,31 @@ fn apply(node: &Node) -> anyhow::Result<()> {
     let max_bytes = max_bytes(node)?;
     let done = node.store.retain(&holds, max_bytes)?;
     for hold in &done.let_go {
-        let name = hold.holder.clone();
-        node.store.update_state(|state| {
-            state
-                .members
-                .iter_mut()
-                .filter(|member| member.name == name)
-                .for_each(|member| member.let_go = true);
-        })?;
-        tracing::error!(
-            member = %hold.holder, needs = %hold.lsn, store_max_bytes = max_bytes,
-            "the store is full: the WAL for this standby is no longer kept, and it must be seeded anew \
-             (raise store_max_bytes in [retention], or join it again)"
-        );
+        let_go(node, hold, max_bytes)?;
     }
     if done.over_limit {
         tracing::warn!(
             disk_bytes = node.store.disk_bytes(),
             max_bytes,
             "the store is larger than it may be, and what is in it is needed here"
+        );
+    }
+    Ok(())
+}
+
+fn let_go(node: &Node, hold: &Hold, max_bytes: u64) -> anyhow::Result<()> {
+    let mut is_member = false;
+    node.store.update_state(|state| {
+        for member in state.members.iter_mut().filter(|member| member.name == hold.holder) {
+            (is_member, member.let_go) = (true, true);
+        }
+    })?;
+    // What a standby has in its own store, and what a standby would only ship after a promotion, nobody misses yet.
+    if is_member && node.role() == NodeRole::Primary {
+        tracing::error!(
+            member = %hold.holder, needs = %hold.lsn, store_max_bytes = max_bytes,
+            "the store is full: the WAL for this standby is no longer kept, and it must be seeded anew \
+             (raise store_max_bytes in [retention], or join it again)"
         );
     }
     Ok(())
@@ -72,8 +78,10 @@ pub fn holds(node: &Node) -> Vec<Hold> {
             (live.flushed_lsn, live.restartpoint_lsn)
         });
         // One that never said where it is needs what its backup needs, which has a hold of its own.
-        let least = [flushed, restart].into_iter().filter(|lsn| lsn.is_valid()).min();
-        holds.extend(least.map(|lsn| hold(&member.name, lsn, true)));
+        holds.extend(flushed.is_valid().then(|| hold(&member.name, flushed, true)));
+        // It has the WAL from there to its position in its own store: when room is short, this goes first.
+        let restartpoint = format!("{}'s restartpoint", member.name);
+        holds.extend(restart.is_valid().then(|| hold(&restartpoint, restart, true)));
     }
     for backup in node.vitals.backups.get().into_values().filter(|backup| backup.start_lsn.is_valid()) {
         holds.push(hold(&format!("base backup by {}", backup.client), backup.start_lsn, false));
