@@ -166,8 +166,9 @@ async fn back_up(node: &Arc<Node>, conn: Conn<Socket>, client: String) -> anyhow
 }
 
 async fn refuse(mut conn: Conn<Socket>, code: Code, message: &str, hint: &str) -> anyhow::Result<()> {
-    conn.reject(Reject { code, message: message.to_owned(), hint: hint.to_owned() }).await;
-    anyhow::bail!("it was refused: {message}")
+    let reject = Reject { code, message: message.to_owned(), hint: hint.to_owned() };
+    conn.reject(reject.clone()).await;
+    Err(LinkError::Refused(Box::new(reject)).into())
 }
 
 /// Answers questions until nobody asks any more.

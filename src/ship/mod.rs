@@ -62,9 +62,8 @@ where
     let cursor = match open(&shipping.store, &resume).await? {
         Ok(cursor) => cursor,
         Err(reject) => {
-            let told = conn.write(Message::Reject(reject.clone())).await;
-            told.with_context(|| format!("refuse it: {}", reject.message))?;
-            anyhow::bail!("it was refused: {}", reject.message);
+            conn.reject(reject.clone()).await;
+            return Err(LinkError::Refused(Box::new(reject)).into());
         }
     };
     let entry = Entry::begin(&shipping.vitals, &downstream);
