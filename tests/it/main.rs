@@ -23,9 +23,15 @@ mod harness_itself;
 mod lag;
 /// What acknowledged rows are checked with.
 mod ledger;
+/// The primary is lost, and a standby takes its place.
+mod promotion;
 /// The bad network that other tests rely on.
 mod proxy;
+/// What is refused: a message, a hint, an exit code, and nothing harmed.
+mod refusals;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// The few queries, what they need, and how their errors are sorted.
 mod sql;
+/// A standby: joining, following, and what it survives.
+mod standby;

@@ -85,6 +85,12 @@ impl Finished {
         self.exited_with(0).stdout
     }
 
+    /// Itself, or an error unless it has this exit code: for what may yet come.
+    pub fn exits(self, code: i32) -> anyhow::Result<Finished> {
+        anyhow::ensure!(self.code == Some(code), "{:?}, not {code}{}", self.code, self.framed());
+        Ok(self)
+    }
+
     /// Checks that it failed with this exit code, saying all of these texts; what it said.
     #[track_caller]
     pub fn failed(self, code: i32, texts: &[&str]) -> String {

@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "a vocabulary holds more than what is said today")]
 
 mod command;
+mod content;
+mod life;
 mod log;
 mod node;
 mod sidecar;

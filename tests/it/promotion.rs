@@ -1,0 +1,183 @@
+//! The primary is lost, and a standby takes its place.
+
+use anyhow::ensure;
+use walship::report::{Role, Status};
+
+use crate::harness::{Node, Test, eventually};
+
+/// What stands of a node in another's status.
+fn member<'a>(status: &'a Status, name: &str) -> &'a walship::report::Member {
+    status
+        .members
+        .iter()
+        .find(|member| member.name == name)
+        .unwrap_or_else(|| panic!("no {name}: {status:?}"))
+}
+
+/// Writes a table that a later look can tell apart.
+async fn write(node: &Node, table: &str) {
+    let statement = format!("CREATE TABLE {table} AS SELECT generate_series(1, 1000) AS a");
+    node.cluster.sql(&statement).await.unwrap();
+}
+
+/// A primary and two standbys that know of each other, so that any of them can be asked.
+async fn three(test: &Test) -> (Node, Node, Node) {
+    let db1 = test.primary("db1").await;
+    let (db2, db3) = (test.standby("db2", &db1).await, test.standby("db3", &db1).await);
+    write(&db1, "before").await;
+    for standby in [&db2, &db3] {
+        standby.follows(&db1).await;
+        standby.knows(&["db1", "db2", "db3"]).await;
+    }
+    (db1, db2, db3)
+}
+
+#[tokio::test]
+async fn a_primary_that_answers_is_not_replaced() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let db2 = test.standby("db2", &db1).await;
+    db2.knows(&["db1", "db2"]).await;
+    let flushed = db1.cluster.value("SELECT pg_current_wal_flush_lsn()").await.unwrap();
+    for arguments in [&["promote"][..], &["promote", "--dry-run"]] {
+        let texts =
+            ["PostgreSQL on db1 still answers as the primary", "hint: Stop PostgreSQL on db1", &flushed];
+        db2.walship(arguments).await.failed(3, &texts);
+    }
+    let done = db1.walship(&["promote"]).await.succeeded();
+    assert!(done.contains("db1 is the primary already"), "{done}");
+    write(&db1, "goes_on").await;
+    db2.follows(&db1).await;
+    assert_eq!(db2.status().await.unwrap().node.committed_epoch, 0);
+}
+
+#[tokio::test]
+async fn the_other_standby_follows_the_new_primary_without_a_restart() {
+    let test = Test::new();
+    let (mut db1, db2, db3) = three(&test).await;
+    let postmasters = (db2.postmaster(), db3.postmaster());
+    db1.dies().await;
+    let plan = db2.walship(&["promote", "--dry-run"]).await.exited_with(0);
+    assert!(plan.stdout.contains("nothing was changed") && plan.stderr.contains("at stake"), "{plan:?}");
+    assert!(db2.status().await.unwrap().node.role == Role::Standby);
+
+    let done = db2.walship(&["promote"]).await.succeeded();
+    assert!(done.contains("db2 is the primary of epoch 1"), "{done}");
+    write(&db2, "after").await;
+    db3.equals(&db2).await;
+    assert_eq!((db2.postmaster(), db3.postmaster()), postmasters);
+    db2.captures().await;
+    assert_eq!(db2.cluster.value("SELECT slot_name FROM pg_replication_slots").await.unwrap(), "walship");
+    assert_eq!(db3.cluster.value("SELECT count(*) FROM before").await.unwrap(), "1000");
+    for node in [&db2, &db3] {
+        let status = eventually("the status says the new primary", async || {
+            let status = node.status().await?;
+            let sane = status.node.committed_epoch == 1 && status.node.timeline.0 == 2;
+            ensure!(sane && member(&status, "db2").role == Role::Primary, "{status:?}");
+            ensure!(member(&status, "db1").role == Role::Standby, "{status:?}");
+            Ok(status)
+        });
+        status.await;
+    }
+    db3.walship(&["lag", "--warn", "64MiB,30s"]).await.succeeded();
+    let table = db2.walship(&["lag", "--format", "table"]).await.stdout;
+    assert!(table.contains("db3") && !table.contains("db2 "), "{table}");
+    let again = db2.walship(&["promote"]).await.succeeded();
+    assert!(again.contains("db2 is the primary already, of epoch 1"), "{again}");
+    db3.same_content_as(&db2);
+}
+
+#[tokio::test]
+async fn the_one_that_is_behind_is_refused_and_can_be_forced() {
+    let test = Test::new();
+    let (mut db1, mut db2, db3) = three(&test).await;
+    db2.sidecar.terminate().await;
+    write(&db1, "not_on_db2").await;
+    db3.follows(&db1).await;
+    db1.dies().await;
+    db2.run().await;
+    let texts = ["db3 is further along, at", "hint: Run `walship promote` on db3", "and will be lost"];
+    db2.walship(&["promote"]).await.failed(3, &texts);
+    let done = db3.walship(&["promote"]).await.succeeded();
+    assert!(done.contains("db3 is the primary of epoch 1"), "{done}");
+    db2.equals(&db3).await;
+}
+
+#[tokio::test]
+async fn forced_the_loss_is_named() {
+    let test = Test::new();
+    let (mut db1, mut db2, mut db3) = three(&test).await;
+    db2.sidecar.terminate().await;
+    write(&db1, "not_on_db2").await;
+    db3.follows(&db1).await;
+    db1.dies().await;
+    db2.run().await;
+    let forced = db2.walship(&["promote", "--force"]).await.exited_with(0);
+    for text in ["warning: db3 is further along", "at stake: WAL from", "and will be lost"] {
+        assert!(forced.stderr.contains(text), "{forced:?}");
+    }
+    // The other one has replayed what the new primary never had: it must not follow, and says why.
+    db3.sidecar.expect_log("can't follow");
+    db3.sidecar.wait_log("can't follow").await;
+    let table = db3.walship(&["status"]).await.succeeded();
+    assert!(table.contains("warning:"), "{table}");
+    write(&db2, "after").await;
+    assert!(db3.cluster.is_ready().await && db3.sidecar.is_running());
+}
+
+/// Kills walship at a point of the promotion, and lets the same command finish it.
+async fn finishes_after(point: &str) {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    write(&db1, "before").await;
+    db2.follows(&db1).await;
+    db2.knows(&["db1", "db2"]).await;
+    db2.sidecar.terminate().await;
+    db2.sidecar.set("WALSHIP_FAILPOINTS", &format!("{point}=abort"));
+    db2.run().await;
+    db1.dies().await;
+    db2.walship(&["promote"]).await.failed(4, &["the sidecar ended without an answer"]);
+    db2.sidecar.ended().await;
+
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db2.run().await;
+    db2.walship(&["promote"]).await.succeeded();
+    write(&db2, "after").await;
+    db2.captures().await;
+    let status = db2.status().await.unwrap();
+    assert!(status.node.committed_epoch >= 1 && status.node.timeline.0 == 2, "{status:?}");
+    let mut db3 = Node::empty(&test, "db3");
+    db3.join(&db1.invite_to("db3", &db2).await, &[]);
+    db3.equals(&db2).await;
+}
+
+#[tokio::test]
+async fn killed_after_the_drain_it_is_finished_by_the_same_command() {
+    finishes_after("promote-drained").await;
+}
+
+#[tokio::test]
+async fn killed_after_the_commit_it_is_finished_by_the_same_command() {
+    finishes_after("promote-committed").await;
+}
+
+#[tokio::test]
+async fn killed_after_the_promotion_it_is_finished_by_the_same_command() {
+    finishes_after("promote-promoted").await;
+}
+
+#[tokio::test]
+async fn a_paused_replay_is_refused_and_goes_on_when_resumed() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let db2 = test.standby("db2", &db1).await;
+    db2.cluster.sql("SELECT pg_wal_replay_pause()").await.unwrap();
+    db1.dies().await;
+    db2.sidecar.expect_log("the promotion failed, going on as a standby");
+    let texts = ["somebody paused the replay", "hint: Run `SELECT pg_wal_replay_resume()`"];
+    db2.walship(&["promote"]).await.failed(3, &texts);
+    db2.cluster.sql("SELECT pg_wal_replay_resume()").await.unwrap();
+    db2.walship(&["promote"]).await.succeeded();
+    write(&db2, "after").await;
+}
