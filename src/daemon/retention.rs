@@ -19,31 +19,34 @@ const SHARE: u64 = 4;
 pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_over = false;
     loop {
         tick.tick().await;
-        node.blocking("remove old WAL", apply).await??;
+        let is_over = node.blocking("remove old WAL", apply).await??;
+        // Said once each time it begins, not at every look.
+        if is_over && !was_over {
+            tracing::warn!(
+                disk_bytes = node.store.disk_bytes(),
+                "the store is larger than it may be, and what is in it is needed here"
+            );
+        }
+        was_over = is_over;
     }
 }
 
-fn apply(node: &Node) -> anyhow::Result<()> {
+/// Removes what may go and lets go of whom must be; says whether the store is still too large.
+fn apply(node: &Node) -> anyhow::Result<bool> {
     let holds = holds(node);
     // A standby that does not know yet where its PostgreSQL begins keeps everything.
     if holds.iter().any(|hold| !hold.lsn.is_valid()) {
-        return Ok(());
+        return Ok(false);
     }
     let max_bytes = max_bytes(node)?;
     let done = node.store.retain(&holds, max_bytes)?;
     for hold in &done.let_go {
         let_go(node, hold, max_bytes)?;
     }
-    if done.over_limit {
-        tracing::warn!(
-            disk_bytes = node.store.disk_bytes(),
-            max_bytes,
-            "the store is larger than it may be, and what is in it is needed here"
-        );
-    }
-    Ok(())
+    Ok(done.over_limit)
 }
 
 fn let_go(node: &Node, hold: &Hold, max_bytes: u64) -> anyhow::Result<()> {
