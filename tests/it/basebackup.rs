@@ -4,11 +4,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use rustix::process::Signal;
-use walship::demo::{Cluster, ClusterOptions, digest};
+use walship::demo::{Cluster, ClusterOptions, Workload, WorkloadOptions, digest};
+use walship::pg::Lsn;
 use walship::pg::checksum::PAGE_BYTES;
 use walship::restore::target::MARKER_FILE;
 
-use crate::harness::{Finished, PATIENCE, Sidecar, Test};
+use crate::harness::{Finished, Node, PATIENCE, Sidecar, Test, eventually};
 
 /// A running server with some rows.
 async fn source(test: &Test) -> Cluster {
@@ -193,4 +194,106 @@ async fn what_cannot_be_meant_is_refused_with_a_way_out() {
     let refused = run(&["-D", "copy", "--pgdata", &pgdata, "--conninfo", &stranger]).await;
     refused.failed(1, &["stranger", "hint: "]);
     assert!(!test.folder().join("copy").exists());
+}
+
+/// A primary with its sidecar, as `walship init` made it.
+async fn primary(test: &Test) -> Node {
+    let mut node = Node::new(test, "db1", ClusterOptions::default()).await;
+    let (data, listen) = (text(&node.cluster.data_directory()), node.listen().to_string());
+    let init = ["init", "--name", "db1", "-D", &data, "--store", "store", "--listen", &listen];
+    node.walship(&init).await.succeeded();
+    node.sidecar.start(&["primary"]);
+    let rows = "SELECT n, repeat(md5(n::text), 5) AS text FROM generate_series(1, 20000) AS n";
+    node.cluster.sql(&format!("CREATE TABLE plain AS {rows}; CREATE INDEX ON plain (text)")).await.unwrap();
+    eventually("the sidecar answers", async || {
+        let status = node.walship(&["status"]).await;
+        anyhow::ensure!(!status.stdout.is_empty(), "{status:?}");
+        Ok(())
+    })
+    .await;
+    node
+}
+
+#[tokio::test]
+async fn a_reader_copies_from_the_primarys_sidecar_under_load() {
+    let test = Test::new();
+    let node = primary(&test).await;
+    let bundle = text(&test.folder().join("reports.bundle"));
+    node.walship(&["invite", "reports", "--reader", "-o", &bundle]).await.succeeded();
+    let workload = Workload::start(&node.cluster.conninfo(), &WorkloadOptions::default()).await.unwrap();
+    eventually("the load writes", async || {
+        anyhow::ensure!(workload.acknowledged() > 100);
+        Ok(())
+    })
+    .await;
+    let finished =
+        test.walship(&["basebackup", "--bundle", &bundle, "-D", "copy/data", "-P"]).await.exited_with(0);
+    assert!(finished.stderr.contains(" over the wire\n"), "{}", finished.stderr);
+    let ledger = workload.stop().await;
+    verify(&node.cluster, &test.folder().join("copy/data"), &[]).await;
+    serves_no_backup(&node).await;
+    let copy = start(&test, &test.folder().join("copy")).await;
+    let end = stop_lsn(&finished.stdout);
+    assert!(ledger.verify(&copy.conninfo(), Some(end)).await.unwrap().present > 100);
+
+    // The node's own certificate will do too, and a copy makes nobody a member.
+    let (listen, config) = (node.listen().to_string(), text(&node.config_file()));
+    let own = ["basebackup", "--from", &listen, "--config", &config, "-D", "again"];
+    test.walship(&own).await.succeeded();
+    verify(&node.cluster, &test.folder().join("again"), &[]).await;
+    let status = node.walship(&["status", "--format", "json"]).await.succeeded();
+    assert!(!status.contains("reports"), "{status}");
+}
+
+/// The sidecar's backup sessions have ended.
+async fn serves_no_backup(node: &Node) {
+    eventually("the primary is done with the backup", async || {
+        let status = node.walship(&["status", "--format", "json"]).await.succeeded();
+        anyhow::ensure!(status.contains("\"backups\": []"), "{status}");
+        Ok(())
+    })
+    .await;
+}
+
+/// Where the copy's WAL ends, as walship says.
+fn stop_lsn(stdout: &str) -> Lsn {
+    let (_, after) = stdout.split_once(" to ").unwrap();
+    after.split(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_copy_that_is_cut_off_at_either_end_cannot_start_and_is_taken_again() {
+    let test = Test::new();
+    let mut node = primary(&test).await;
+    let bundle = text(&test.folder().join("reports.bundle"));
+    node.walship(&["invite", "reports", "--reader", "-o", &bundle]).await.succeeded();
+    let copy = async |arguments: &[&str]| -> Finished {
+        test.walship(&[&["basebackup", "--bundle", &bundle, "-D", "copy/data"], arguments].concat()).await
+    };
+    let nobody = format!("127.0.0.1:{}", test.port());
+    copy(&["--from", &nobody]).await.failed(1, &["connect", &nobody, "hint: Is the sidecar running there"]);
+
+    // Cancelled, the session at the primary ends.
+    let mut copying = Sidecar::new("the copy", test.folder(), &test.account);
+    copying.start(&["basebackup", "--bundle", &bundle, "-D", "copy/data", "-P", "-r", "1MiB"]);
+    copying.wait_log("base backup: copying").await;
+    copying.signal(Signal::TERM);
+    assert_eq!(copying.ended().await.code(), Some(1));
+    serves_no_backup(&node).await;
+    assert!(!test.folder().join("copy/data/global/pg_control").exists());
+
+    // The sidecar dies in the middle.
+    copying.start(&["basebackup", "--bundle", &bundle, "-D", "copy/data", "-P", "-r", "1MiB"]);
+    copying.wait_log("base backup: copying").await;
+    node.sidecar.kill().await;
+    assert_eq!(copying.ended().await.code(), Some(1));
+    assert!(!test.folder().join("copy/data/global/pg_control").exists());
+    node.sidecar.start(&["run"]);
+    eventually("the same command copies", async || {
+        let finished = copy(&[]).await;
+        anyhow::ensure!(finished.stdout.contains("is complete"), "{finished:?}");
+        Ok(())
+    })
+    .await;
+    verify(&node.cluster, &test.folder().join("copy/data"), &[]).await;
 }
