@@ -3,17 +3,25 @@
 use anyhow::Context;
 use clap::ValueEnum;
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::output;
 use crate::report::check::gather::{self, Subject};
 use crate::report::check::{self, Facts};
 use crate::report::{json, table};
 
-/// Look at PostgreSQL, its role, grants and settings, the folders, certificates and addresses, and print the SQL or
-/// command that mends what is wrong. Changes nothing.
+/// Look whether everything is as it must be, and print what mends the rest
 ///
-/// Exit codes: 0 ok, 1 warning, 2 critical, 3 unknown or wrong usage.
+/// Looks at PostgreSQL with its role, grants and settings, and at the folders, certificates and addresses. For what is
+/// wrong it prints the SQL, the settings and the commands. It changes nothing.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "ok"),
+    (1, "warning"),
+    (2, "critical"),
+    (3, "unknown, or wrong usage"),
+], &[
+    ("On each host, before the sidecar runs and whenever something is odd:", "walship check"),
+]))]
 pub struct Args {
     /// How to print it.
     #[arg(long, value_enum, default_value_t = Format::Table)]

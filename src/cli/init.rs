@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use anyhow::Context;
 
-use super::output;
+use super::{exit, output};
 use crate::clock::WallTime;
 use crate::config::{Address, Config, ConfigError, ConninfoText, Name, SEARCH_PATH, Template};
 use crate::durable::{self, FileError};
@@ -14,13 +14,24 @@ use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::pg::control::ControlFile;
 use crate::tls::{Authority, Files, Kind, Pem};
 
-/// Make a private CA, this node's certificate and its walship.toml.
+/// Make the first node: a private CA, its certificate and its walship.toml
 ///
 /// Run it once, beside the primary; `walship invite` then lets other nodes in. Nothing is changed in the data
 /// directory or in PostgreSQL. Run as root, it makes everything for the owner of the data directory.
 ///
 /// The CA's private key stays in the store, in tls/ca.key. Keep a copy elsewhere: without it nobody can be invited.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "the node is made"),
+    (1, "it failed"),
+    (2, "wrong usage, or PGDATA is no data directory"),
+    (3, "refused and nothing changed: there is a configuration or a certificate"),
+], &[
+    ("Beside the primary:", "walship init --name db1 -D /var/lib/postgresql/15/main"),
+    ("With the port and the address that other hosts use:",
+     "walship init --name db1 -D /var/lib/postgresql/15/main \\\n      --listen 0.0.0.0:7432 --advertise db1.example:7432"),
+    ("What to do next:", "walship check\n    walship primary\n    walship invite db2 > db2.join"),
+]))]
 pub struct Args {
     /// This node's name: 1 to 63 of a-z, 0-9, - and _.
     #[arg(long, value_name = "NAME")]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use rustix::fs::{FileType, Mode};
 
-use super::output;
+use super::{exit, output};
 use crate::clock::WallTime;
 use crate::config::{Address, Bundle, Config, ConfigError, Name};
 use crate::durable;
@@ -15,7 +15,7 @@ use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::pg::control::ControlFile;
 use crate::tls::{Authority, Files, Kind, Pem};
 
-/// Make a join bundle for a new node, or for a reader that may take backups and ask.
+/// Make a bundle for a new node, or for a reader that may take backups and ask
 ///
 /// The bundle holds a private key: move it like one, and delete it once it is used. `walship standby --join BUNDLE`
 /// and `walship basebackup --bundle BUNDLE` take it. It goes to the standard output, which is made readable by its owner
@@ -24,6 +24,17 @@ use crate::tls::{Authority, Files, Kind, Pem};
 /// Inviting a name again makes a certificate that replaces the one before, which is also how one is renewed. With the
 /// name of this node itself it is put in place at once; `walship run` and its like take it up on SIGHUP.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "the bundle is made"),
+    (1, "it failed"),
+    (2, "wrong usage, or the CA's key is not on this host"),
+    (3, "refused and nothing changed: the output file exists"),
+], &[
+    ("For a standby:", "walship invite db2 > db2.join"),
+    ("For a host that takes backups:", "walship invite reports --reader -o reports.bundle"),
+    ("Renew the certificate of this node, db1, and have the sidecar read it:",
+     "walship invite db1\n    systemctl reload walship"),
+]))]
 pub struct Args {
     /// The name of the new node or reader: 1 to 63 of a-z, 0-9, - and _.
     #[arg(id = "invited", value_name = "NAME")]

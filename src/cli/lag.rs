@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::ValueEnum;
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::output;
 use crate::fault::{Outcome, WithFault};
 use crate::pg::Conninfo;
@@ -12,14 +12,24 @@ use crate::report::lag::{self, LagReport};
 use crate::report::threshold::{Level, Limits, Threshold};
 use crate::report::{Status, bare, json, nagios, prometheus, table};
 
-/// Show how far each standby is behind, and judge it by thresholds.
+/// Show how far each standby is behind, and judge it by thresholds
 ///
 /// Ship (getting WAL across), flush (having it on disk) and replay (showing it to readers) are told apart. Behind in
 /// time is the age of the oldest WAL that a standby lacks, so an idle primary's standby is 0s behind. While a link is
 /// cut, `>=` marks what is at least so; what is not known is UNKNOWN, never 0.
-///
-/// Exit codes: 0 ok, 1 warning, 2 critical, 3 unknown or wrong usage.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "ok"),
+    (1, "warning"),
+    (2, "critical"),
+    (3, "unknown, or wrong usage"),
+], &[
+    ("From cron or monitoring, one line:", "walship lag --warn 64MiB,30s --crit 1GiB,5m"),
+    ("For people:", "walship lag --format table"),
+    ("A PostgreSQL without a sidecar:", "walship lag --dsn 'host=db2 user=monitor dbname=postgres'"),
+    ("For Prometheus' textfile collector:",
+     "walship lag --format prometheus > /var/lib/node_exporter/walship.prom"),
+]))]
 pub struct Args {
     /// Warn beyond this size, this duration, or either, such as 64MiB,30s.
     #[arg(long, value_name = "SIZE,TIME")]
@@ -30,8 +40,8 @@ pub struct Args {
     /// How to print it.
     #[arg(long, value_enum, default_value_t = Format::Nagios)]
     pub format: Format,
-    /// Ask this PostgreSQL instead of the sidecar, a primary or a standby: a connection string. Bytes are known then;
-    /// time only where nothing is lacking.
+    /// Ask this PostgreSQL instead of the sidecar, a primary or a standby; bytes are known then, time only where
+    /// nothing is lacking
     #[arg(long, value_name = "CONNINFO")]
     pub dsn: Option<String>,
 }

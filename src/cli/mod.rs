@@ -31,23 +31,25 @@ use crate::daemon::control::Client;
 use crate::fault::Fault;
 use exit::{Contract, Exit};
 
-/// A verified, compressed, live standby of a PostgreSQL on another host.
+/// A verified, compressed, live standby of a PostgreSQL on another host
 ///
 /// A sidecar beside the primary captures the write-ahead log and takes base backups; sidecars beside the standbys
-/// receive both and feed their own PostgreSQL. `walship demo` shows all of it on this machine.
+/// receive both and feed their own PostgreSQL. Nothing is promoted but by `walship promote`.
 #[derive(Parser, Debug)]
 #[command(
     name = "walship",
     version,
     propagate_version = true,
     disable_help_subcommand = true,
-    max_term_width = 100
+    max_term_width = 100,
+    after_long_help = EXPLAINED
 )]
 pub struct Cli {
-    /// How to write the log on standard error
+    /// How the log on standard error is written
     #[arg(
         long,
         global = true,
+        display_order = 990, // behind the commands' own
         value_enum,
         default_value_t,
         value_name = "FORMAT",
@@ -58,6 +60,46 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// What the help of the program ends with.
+const EXPLAINED: &str = "\
+Exit codes:
+  0  done
+  1  failed
+  2  wrong usage: flags, configuration or files
+  3  refused and nothing changed
+  4  the outcome is unknown: run it again
+
+  `lag` and `check` speak to monitoring: 0 ok, 1 warning, 2 critical, 3 unknown
+  or wrong usage.
+
+Environment:
+  WALSHIP_LOG   what is logged, such as debug or walship::ship=trace
+  WALSHIP_…     what a flag would say, where its help names the variable; a flag
+                beats it, and it beats the configuration file
+
+Examples:
+  On the primary's host, once:
+
+    walship init --name db1 -D /var/lib/postgresql/15/main
+    walship check
+
+  There, what its service unit starts:
+
+    walship primary
+
+  There, for each standby:
+
+    walship invite db2 > db2.join
+
+  On the standby's host, with the bundle:
+
+    walship standby --join db2.join -D /var/lib/postgresql/15/main
+
+  On any of them:
+
+    walship status
+";
 
 /// The commands, in the order in which a new user meets them.
 #[derive(Subcommand, Debug)]
@@ -78,10 +120,11 @@ enum Command {
 // A command that needs to know which node this is. (A doc comment here would become its help.)
 #[derive(clap::Args, Debug)]
 struct Configured<A: clap::Args> {
-    #[command(flatten)]
-    args: A,
+    // First: the last one's doc comment becomes the command's help.
     #[command(flatten)]
     overrides: Overrides,
+    #[command(flatten)]
+    args: A,
 }
 
 /// Runs the command line of this process.

@@ -1,6 +1,6 @@
 //! `walship promote`: this standby becomes the primary.
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::{output, runtime, store_of};
 use crate::config::Overrides;
 use crate::daemon::control::Client;
@@ -10,10 +10,17 @@ use crate::daemon::control::Client;
 /// Asks every known node first. Refuses while the primary's PostgreSQL still answers, and when another standby is
 /// further along; says which WAL may be lost. Then it stops receiving, has PostgreSQL replay all that is here, commits
 /// a new epoch and promotes. The other standbys follow by themselves.
-///
-/// Exit codes: 0 done, 1 failed and still a standby, 2 wrong usage, 3 refused and nothing changed, 4 outcome unknown:
-/// run it again.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "this node is the primary"),
+    (1, "it failed, and this node is a standby still"),
+    (2, "wrong usage"),
+    (3, "refused and nothing changed; the reason and the WAL at stake are printed"),
+    (4, "the outcome is unknown: run it again"),
+], &[
+    ("See what it would do, and what would be lost:", "walship promote --dry-run"),
+    ("Do it:", "walship promote"),
+]))]
 pub struct Args {
     /// Go on where it would be refused, and accept what that costs
     #[arg(long)]

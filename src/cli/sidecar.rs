@@ -1,16 +1,27 @@
 //! `walship primary` and `walship run`: the sidecar in the foreground.
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::{privilege, runtime};
 use crate::config::{Config, Overrides};
 use crate::daemon;
 use crate::store::NodeRole;
 
-/// Run the sidecar beside the primary: hold a slot, capture the WAL, serve standbys and base backups
+/// Run the sidecar beside the primary
 ///
-/// Stays in the foreground, for a service manager. SIGTERM ends it and leaves PostgreSQL running; SIGHUP reads the
+/// It holds a replication slot, captures the WAL into the store, and serves it and base backups to the standbys. It
+/// stays in the foreground, for a service manager. SIGTERM ends it and leaves PostgreSQL running; SIGHUP reads the
 /// certificates anew.
+///
+/// A service unit is better off with `walship run`, which knows the node's role also after a promotion.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "it was told to end"),
+    (1, "it failed; the reason is the last thing it says"),
+    (2, "wrong usage or configuration"),
+    (3, "refused and nothing changed"),
+], &[
+    ("After `walship init` and `walship check`:", "walship primary"),
+]))]
 pub struct PrimaryArgs {
     #[command(flatten)]
     overrides: Overrides,
@@ -18,8 +29,18 @@ pub struct PrimaryArgs {
 
 /// Go on in whatever role this node last had: what a service unit starts
 ///
-/// A standby's PostgreSQL is started when it is down; a primary's is the service manager's business.
+/// A standby's PostgreSQL is started when it is down; a primary's is the service manager's business. It stays in the
+/// foreground. SIGTERM ends it and leaves PostgreSQL running; SIGHUP reads the certificates anew.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "it was told to end"),
+    (1, "it failed; the reason is the last thing it says"),
+    (2, "wrong usage or configuration, or the node has no role yet"),
+    (3, "refused and nothing changed"),
+], &[
+    ("In a service unit of systemd:",
+     "[Service]\n    Type=notify\n    ExecStart=/usr/bin/walship run\n    ExecReload=/bin/kill -HUP $MAINPID\n    User=postgres"),
+]))]
 pub struct RunArgs {
     #[command(flatten)]
     overrides: Overrides,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::{privilege, runtime};
 use crate::config::{Bundle, Config, ConfigError, Overrides, Size, Template};
 use crate::daemon::{self, Join};
@@ -18,18 +18,30 @@ use crate::vitals::Cell;
 
 /// Make this host a standby and follow the primary
 ///
-/// With --join and an empty data directory: takes a base backup over several connections, makes it a standby, starts
-/// PostgreSQL and follows. Run again, it goes on where it was; an interrupted copy starts over. Stays in the
-/// foreground, for a service manager.
+/// With --join and an empty data directory it takes a base backup over several connections, makes it a standby, starts
+/// PostgreSQL and follows. Run again, it goes on where it was; an interrupted copy starts over. It stays in the
+/// foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "it was told to end"),
+    (1, "it failed; the reason is the last thing it says"),
+    (2, "wrong usage, bundle or configuration"),
+    (3, "refused and nothing changed: the data directory holds something else, say"),
+], &[
+    ("With the bundle that `walship invite db2` made on the primary's host:",
+     "walship standby --join db2.join -D /var/lib/postgresql/15/main"),
+    ("Where the primary keeps postgresql.conf in /etc (Debian):",
+     "walship standby --join db2.join -D /var/lib/postgresql/15/main \\\n      --config-directory /etc/postgresql/15/main"),
+    ("Later, after a restart of the host:", "walship run"),
+]))]
 pub struct Args {
     /// The join bundle that `walship invite` made on the primary; `-` for standard input
     #[arg(long, value_name = "FILE")]
     join: Option<PathBuf>,
-    /// The port of this host's PostgreSQL
+    /// The port of the new PostgreSQL, instead of what its configuration says
     #[arg(short = 'p', long, value_name = "PORT")]
     port: Option<u16>,
-    /// The folder of its unix socket
+    /// The folder of its unix socket, instead of what its configuration says
     #[arg(short = 'k', long, value_name = "DIR")]
     socket_directory: Option<PathBuf>,
     /// A folder with postgresql.conf and pg_hba.conf, where the primary keeps them outside its data directory
@@ -41,7 +53,7 @@ pub struct Args {
     /// Connections that carry files at once
     #[arg(short = 'j', long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     jobs: u8,
-    /// The most bytes per second that the base backup takes
+    /// The most bytes of files per second that the base backup takes, such as 20MiB
     #[arg(short = 'r', long, value_name = "SIZE")]
     backup_rate: Option<Size>,
     #[command(flatten)]

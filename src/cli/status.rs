@@ -6,15 +6,26 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::ValueEnum;
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::output;
 use crate::report::{Status, json, table};
 
 /// Moves the cursor home and clears the screen (ECMA-48).
 const CLEAR_SCREEN: &str = "\x1b[H\x1b[2J";
 
-/// Show the nodes, how far each is, what the store holds and for whom, and the bytes that went over each link.
+/// Show the nodes and how far each is, as this node's sidecar knows it
+///
+/// The positions of all nodes, what the store holds and for whom, and the raw and compressed bytes that went over each
+/// link. Positions that this node cannot know are unknown, not zero.
 #[derive(clap::Args, Clone, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "the status is printed"),
+    (1, "the sidecar does not answer"),
+    (2, "wrong usage"),
+], &[
+    ("Now, and again every two seconds:", "walship status\n    walship status --watch"),
+    ("For programs:", "walship status --format json"),
+]))]
 pub struct Args {
     /// How to print it.
     #[arg(long, value_enum, default_value_t = Format::Table)]

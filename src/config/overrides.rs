@@ -17,13 +17,13 @@ pub struct Overrides {
     /// The folder of the store
     #[arg(long, value_name = "DIR", env = "WALSHIP_STORE", hide_env_values = true)]
     pub store: Option<PathBuf>,
-    /// Where other sidecars connect
+    /// Where other sidecars connect, else 0.0.0.0:7432
     #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_LISTEN", hide_env_values = true)]
     pub listen: Option<Address>,
-    /// How other sidecars reach this node
+    /// How other sidecars reach this node, else what it listens on
     #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_ADVERTISE", hide_env_values = true)]
     pub advertise: Option<Address>,
-    /// A standby's sources, in order of preference
+    /// A standby's sources, in order of preference; may be repeated
     #[arg(
         long,
         value_name = "HOST:PORT",
@@ -35,16 +35,16 @@ pub struct Overrides {
     /// The data directory of this node's PostgreSQL
     #[arg(short = 'D', long, value_name = "PGDATA", env = "WALSHIP_DATA_DIRECTORY", hide_env_values = true)]
     pub data_directory: Option<PathBuf>,
-    /// How to connect to this node's PostgreSQL
+    /// How to connect to this node's PostgreSQL, as libpq has it, else dbname=postgres
     #[arg(long, value_name = "CONNINFO", env = "WALSHIP_CONNINFO", hide_env_values = true)]
     pub conninfo: Option<ConninfoText>,
-    /// Where pg_ctl is
+    /// Where pg_ctl is, else PATH, pg_config, /usr/lib/postgresql/*/bin
     #[arg(long, value_name = "DIR", env = "WALSHIP_BIN_DIRECTORY", hide_env_values = true)]
     pub bin_directory: Option<PathBuf>,
-    /// The most bytes per second shipped to one standby
+    /// The most bytes per second shipped to one standby, such as 20MiB
     #[arg(long, value_name = "SIZE", env = "WALSHIP_MAX_RATE", hide_env_values = true)]
     pub max_rate: Option<Size>,
-    /// The most bytes of WAL in the store
+    /// The most bytes of WAL in the store, such as 50GiB, else a quarter of the file system
     #[arg(long, value_name = "SIZE", env = "WALSHIP_STORE_MAX_BYTES", hide_env_values = true)]
     pub store_max_bytes: Option<Size>,
 }
