@@ -194,6 +194,36 @@ fn a_crash_at_any_byte_keeps_what_was_durable_and_only_whole_records() {
 }
 
 #[test]
+fn a_full_segment_that_was_not_sealed_is_sealed_before_the_next_begins() {
+    let wal = RandomWal::new(9, 1_500);
+    let segment_end = wal.start + SEGMENT_BYTES;
+    for seal_bytes in [0, 100] {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut writer) = new_store(folder.path(), wal.start);
+        writer.append(wal.start, &wal.bytes[..SEGMENT_BYTES as usize]).unwrap();
+        drop((store, writer));
+        // The process was killed while it wrote the seal, before the file got its last name.
+        let (name, sealed) = files(folder.path()).remove(0);
+        let content_bytes =
+            sealed.windows(4).rposition(|bytes| bytes == 0x184D_2A50_u32.to_le_bytes()).unwrap();
+        std::fs::remove_file(folder.path().join(&name)).unwrap();
+        let path = folder.path().join(name + ".part");
+        std::fs::write(path, &sealed[..content_bytes + seal_bytes]).unwrap();
+
+        let store = Store::open(folder.path()).unwrap();
+        let mut writer = store.writer().unwrap();
+        assert_eq!(writer.end(), Some((TIMELINE, segment_end)));
+        assert_eq!(store.positions().borrow().sealed, segment_end);
+        writer.append(segment_end, &wal.bytes[SEGMENT_BYTES as usize..]).unwrap();
+        assert!(files(folder.path())[0].1 == sealed);
+        assert!(read_all(&store, wal.start, Visibility::Appended) == wal.bytes);
+        drop((store, writer));
+        let store = Store::open(folder.path()).unwrap();
+        assert!(read_all(&store, wal.start, Visibility::Durable) == wal.bytes);
+    }
+}
+
+#[test]
 fn garbage_behind_the_durable_end_is_dropped() {
     for (seed, garbage) in [(1, vec![0u8; 5_000]), (2, vec![0xFF; 5_000]), (3, b"(\xB5/\xFD".to_vec())] {
         let folder = tempfile::tempdir().unwrap();

@@ -32,8 +32,13 @@ impl Writer {
             let mut segment = open.as_segment();
             segment.durable = segment.appended;
             store.index().insert(key, segment);
-            writer.open = Some(open);
-            store.publish();
+            if open.end().lsn == store.identity().segment_size.end_lsn(key.1) {
+                // Full, and the process ended before it was sealed.
+                writer.seal(open)?;
+            } else {
+                writer.open = Some(open);
+                store.publish();
+            }
         }
         Ok(writer)
     }
