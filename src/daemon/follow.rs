@@ -1,7 +1,7 @@
 //! Finding the primary and following it, for as long as this node is a standby.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,9 @@ use crate::vitals::Contact;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// A stream that lasted for this long was one; the next try follows soon.
+const STREAM_HOLDS_AFTER: Duration = Duration::from_secs(2);
+
 /// Follows whichever node is the primary, until `token` is cancelled. `start` is where an empty store begins.
 pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: CancellationToken) {
     let mut delay = RETRY_MIN;
@@ -25,13 +28,18 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
     let mut since = WallTime::now();
     loop {
         // Not dropped at the token but ended by it, so that the store's writer is free when this returns.
+        let begun = Instant::now();
         let ended = attempt(&node, start, &token).await;
         if token.is_cancelled() {
             return;
         }
         let was_up = matches!(node.vitals.receive.get().contact, Contact::Up { .. });
         if was_up {
-            (delay, since) = (RETRY_MIN, WallTime::now());
+            since = WallTime::now();
+        }
+        // An upstream that lets us in and refuses us then is not asked at full speed.
+        if was_up && begun.elapsed() >= STREAM_HOLDS_AFTER {
+            (delay, reasons) = (RETRY_MIN, Reasons::default());
         }
         let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
         reasons.note(&error);
@@ -161,16 +169,13 @@ struct Superseded {
     by: String,
 }
 
-/// Says each reason once, at the level that fits it.
+/// Says each reason once while it lasts, at the level that fits it.
 #[derive(Default)]
 struct Reasons(Option<String>);
 
 impl Reasons {
     fn note(&mut self, error: &anyhow::Error) {
         let reason = format!("{error:#}");
-        if self.0.as_ref() == Some(&reason) {
-            return;
-        }
         let rejected = match error.downcast_ref() {
             Some(LinkError::Rejected(reject)) => Some(reject.code),
             _ => None,
@@ -180,6 +185,11 @@ impl Reasons {
         let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
             || error.downcast_ref::<Superseded>().is_some()
             || reason.starts_with("no primary");
+        // The words of a refusal change with the positions in them.
+        let key = rejected.map_or_else(|| reason.clone(), |code| format!("{code:?}"));
+        if self.0.replace(key.clone()) == Some(key) {
+            return;
+        }
         if lost {
             tracing::error!(
                 "this standby can't follow: {reason}; it must be seeded anew (remove its store and data directory, and join again)"
@@ -189,6 +199,5 @@ impl Reasons {
         } else {
             tracing::warn!("not following: {reason}");
         }
-        self.0 = Some(reason);
     }
 }
