@@ -57,6 +57,9 @@ pub fn enter(node: &Node, hello: &Hello, identity: &Identity) -> anyhow::Result<
                 member.advertise = advertise;
                 member.role = role;
                 member.certificate_serial = identity.serial;
+                if !member.flushed_lsn.is_valid() {
+                    member.flushed_lsn = at;
+                }
             }
             found => {
                 let fresh = Member {

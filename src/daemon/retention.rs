@@ -80,8 +80,7 @@ pub fn holds(node: &Node) -> Vec<Hold> {
         let (flushed, restart) = live.map_or((member.flushed_lsn, member.restartpoint_lsn), |live| {
             (live.flushed_lsn, live.restartpoint_lsn)
         });
-        // One that never said where it is needs what its backup needs, which has a hold of its own.
-        holds.extend(flushed.is_valid().then(|| hold(&member.name, flushed, true)));
+        holds.push(hold(&member.name, need(flushed), true));
         // It has the WAL from there to its position in its own store: when room is short, this goes first.
         let restartpoint = format!("{}'s restartpoint", member.name);
         holds.extend(restart.is_valid().then(|| hold(&restartpoint, restart, true)));
@@ -95,6 +94,12 @@ pub fn holds(node: &Node) -> Vec<Hold> {
     holds
 }
 
+/// The first position that a member needs. One that never said where it is may need all there is: its base backup, and
+/// the hold that went with that, may have ended just before a restart here.
+fn need(flushed_lsn: Lsn) -> Lsn {
+    if flushed_lsn.is_valid() { flushed_lsn } else { Lsn(1) }
+}
+
 /// How large the store may be.
 pub fn max_bytes(node: &Node) -> anyhow::Result<u64> {
     if let Some(bytes) = node.config.store_max_bytes {
@@ -105,4 +110,15 @@ pub fn max_bytes(node: &Node) -> anyhow::Result<u64> {
         Fault::usage(format!("look at the file system of {}: {e}", folder.display()), "Check the folder.")
     })?;
     Ok(system.f_blocks * system.f_frsize / SHARE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_never_said_where_it_is_holds_everything() {
+        assert_eq!(need(Lsn::INVALID), Lsn(1));
+        assert_eq!(need(Lsn(70)), Lsn(70));
+    }
 }
