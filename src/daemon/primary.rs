@@ -39,8 +39,9 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         () = node.token.cancelled() => Ok(()),
     };
     token.cancel();
-    node.blocking("keep the members' positions", members::note_positions).await??;
-    ended
+    let noted = node.blocking("keep the members' positions", members::note_positions).await;
+    ended?;
+    noted?
 }
 
 /// Captures; when that is stopped for good, the rest goes on, and every report says so.
