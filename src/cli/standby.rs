@@ -21,7 +21,7 @@ use crate::vitals::Cell;
 /// With --join and an empty data directory it takes a base backup over several connections, makes it a standby, starts
 /// PostgreSQL and follows. Run again, it goes on where it was; an interrupted copy starts over. It stays in the
 /// foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
-#[derive(clap::Args, Debug)]
+#[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "it was told to end"),
     (1, "it failed; the reason is the last thing it says"),
@@ -76,6 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         wanted.into_iter().flatten().try_for_each(privilege::make_folder)?;
         privilege::become_owner_of(data_directory)?;
     }
+    let args = &with_absolute_folders(args)?;
     let bundle = Bundle::read(bundle)?;
     let config = configure(args, &bundle)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
@@ -102,6 +103,16 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         ended
     })?;
     Ok(Exit::Done)
+}
+
+/// PostgreSQL takes a relative folder for one in its data directory, and libpq takes it for a host.
+fn with_absolute_folders(args: &Args) -> anyhow::Result<Args> {
+    let absolute = |folder: &Option<PathBuf>| folder.as_ref().map(std::path::absolute).transpose();
+    Ok(Args {
+        socket_directory: absolute(&args.socket_directory)?,
+        config_directory: absolute(&args.config_directory)?,
+        ..args.clone()
+    })
 }
 
 /// The configuration that is there, or a new one from the bundle and the flags.
