@@ -164,6 +164,8 @@ impl Cluster {
             ("log_line_prefix", "%m [%p] %b %q%a "),
             ("max_connections", "50"),
             ("shared_buffers", "32MB"),
+            // Files in the data directory: a server that is killed leaves nothing in /dev/shm.
+            ("dynamic_shared_memory_type", "mmap"),
         ];
         let given = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let lines: String = own
@@ -277,6 +279,7 @@ impl Cluster {
     pub async fn run(&self, command: std::process::Command) -> anyhow::Result<Output> {
         let name = command.get_program().display().to_string();
         let output = tokio::process::Command::from(command)
+            .kill_on_drop(true)
             .output()
             .await
             .with_context(|| format!("run {name}"))
@@ -323,7 +326,7 @@ pub async fn rows_of(client: &tokio_postgres::Client, statements: &str) -> anyho
 }
 
 /// The end of a text file, for an error message.
-fn last_lines(path: &Path, lines_max: usize) -> String {
+pub fn last_lines(path: &Path, lines_max: usize) -> String {
     let text = std::fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<&str> = text.lines().collect();
