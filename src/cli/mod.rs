@@ -6,6 +6,7 @@
 pub mod basebackup;
 pub mod check;
 pub mod completions;
+pub mod demo;
 pub mod exit;
 pub mod init;
 pub mod invite;
@@ -114,6 +115,7 @@ enum Command {
     Status(Configured<status::Args>),
     Lag(Configured<lag::Args>),
     Promote(promote::Args),
+    Demo(demo::Args),
     Completions(completions::Args),
 }
 
@@ -182,6 +184,7 @@ impl Command {
                 runtime()?.block_on(lag::run(&args, fetch))
             }
             Command::Promote(args) => promote::run(&args),
+            Command::Demo(args) => demo::run(&args),
             Command::Completions(args) => completions::run(&args),
         }
     }

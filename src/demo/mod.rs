@@ -5,10 +5,16 @@
 pub mod account;
 pub mod cluster;
 pub mod digest;
+pub mod latency;
 pub mod ledger;
+pub mod node;
 mod process;
 pub mod proxy;
 pub mod random;
+pub mod stage;
+pub mod story;
+pub mod summary;
+pub mod told;
 pub mod wait;
 
 pub use crate::pg::Binaries;

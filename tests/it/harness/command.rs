@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use walship::demo::Account;
 
@@ -64,12 +65,17 @@ pub struct Finished {
 impl Finished {
     /// Runs a command to its end; one that does not end fails the test.
     pub async fn run(command: Command) -> Finished {
+        Finished::run_within(PATIENCE, command).await
+    }
+
+    /// The same for a command that takes longer than others.
+    pub async fn run_within(patience: Duration, command: Command) -> Finished {
         let name = format!("{command:?}");
         let mut command = tokio::process::Command::from(command);
         let output = command.stdin(std::process::Stdio::null()).kill_on_drop(true).output();
-        let output: Output = match tokio::time::timeout(PATIENCE, output).await {
+        let output: Output = match tokio::time::timeout(patience, output).await {
             Ok(output) => output.unwrap_or_else(|error| panic!("run {name}: {error}")),
-            Err(_) => panic!("{name} did not end in {PATIENCE:?}"),
+            Err(_) => panic!("{name} did not end in {patience:?}"),
         };
         Finished {
             command: name,

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walship::demo::{Account, Binaries, Cluster, ClusterOptions, Random};
 
@@ -80,6 +80,13 @@ impl Test {
         let mut command = command::walship(&self.account);
         command.args(arguments).current_dir(&self.folder);
         Finished::run(command).await
+    }
+
+    /// The same for a command that takes longer than others.
+    pub async fn walship_within(&self, patience: Duration, arguments: &[&str]) -> Finished {
+        let mut command = command::walship(&self.account);
+        command.args(arguments).current_dir(&self.folder);
+        Finished::run_within(patience, command).await
     }
 
     /// A port of loopback that nobody listens on, another one with every call.
