@@ -16,7 +16,7 @@ use crate::receive::{self, Diverged, Receiving};
 use crate::vitals::Contact;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(2);
 
 /// A stream that lasted for this long was one; the next try follows soon.
 const STREAM_HOLDS_AFTER: Duration = Duration::from_secs(2);

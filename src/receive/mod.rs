@@ -70,6 +70,9 @@ where
     };
     // An error of the disk closes the queue, and says more than the closed queue does.
     appending.await.context("append to the store")??;
+    // What arrived last is not left unsynced for as long as the upstream is away: a promotion may count on it.
+    let store = receiving.store.clone();
+    tokio::task::spawn_blocking(move || store.sync()).await.context("fsync the store")??;
     ended
 }
 

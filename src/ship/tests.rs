@@ -118,6 +118,26 @@ async fn a_target_follows_through_cuts_and_ends_with_the_same_content() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_arrived_before_a_cut_is_durable_after_it() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let wal = RandomWal::new(13, 300);
+    let (source, target) = (new_store(one.path()), new_store(two.path()));
+    let mut writer = source.writer().unwrap();
+    begin(&mut writer, wal.start);
+    for (index, ends) in wal.record_ends.chunks(20).enumerate() {
+        let at = source.end_of(TimelineId(1)).unwrap();
+        let end = ends[ends.len() - 1];
+        writer.append(at, &wal.bytes[(at - wal.start) as usize..(end - wal.start) as usize]).unwrap();
+        let connected = Connected::new(&source, &target, wal.start, 1 << 16);
+        let mut positions = target.positions();
+        positions.wait_for(|p| p.appended >= end).await.unwrap();
+        connected.cut().await;
+        let at = *target.positions().borrow();
+        assert_eq!(at.durable, at.appended, "cut {index}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_target_follows_to_the_next_timeline_and_a_diverged_one_is_told() {
     let (one, two, three) =
         (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
