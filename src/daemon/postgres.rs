@@ -25,7 +25,8 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 /// Where PostgreSQL's own log goes when walship starts it with pg_ctl, below the store.
 pub const LOG_FILE: &str = "postgresql.log";
 
-/// Whether a postmaster runs on this data directory: by its pid file, and whether that process lives.
+/// Whether a postmaster runs on this data directory: by its pid file, and whether that process lives. So does a
+/// backend that somebody runs alone, which writes its number with a minus.
 pub fn is_running(data_directory: &Path) -> io::Result<bool> {
     let path = data_directory.join("postmaster.pid");
     let content = match std::fs::read_to_string(path) {
@@ -33,8 +34,8 @@ pub fn is_running(data_directory: &Path) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(e),
     };
-    let pid = content.lines().next().and_then(|line| line.trim().parse().ok()).unwrap_or(0);
-    let Some(pid) = rustix::process::Pid::from_raw(pid) else { return Ok(false) };
+    let pid: i32 = content.lines().next().and_then(|line| line.trim().parse().ok()).unwrap_or(0);
+    let Some(pid) = pid.checked_abs().and_then(rustix::process::Pid::from_raw) else { return Ok(false) };
     match rustix::process::test_kill_process(pid) {
         Ok(()) => Ok(!is_zombie(pid)),
         Err(rustix::io::Errno::SRCH) => Ok(false),
@@ -117,6 +118,23 @@ pub async fn watch_restartpoint(node: Arc<Node>) -> anyhow::Result<()> {
                 node.restartpoint.send_if_modified(|current| std::mem::replace(current, lsn) != lsn);
             }
             Err(error) => tracing::debug!("pg_control can't be read: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pid_file_tells_of_a_process_that_lives() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_running(folder.path()).unwrap());
+        let own = i64::from(std::process::id());
+        // A backend that runs alone has a minus; the last is above any number of a process.
+        for (number, runs) in [(own, true), (-own, true), (0, false), (2_000_000_000, false)] {
+            std::fs::write(folder.path().join("postmaster.pid"), format!("{number}\n/data\n")).unwrap();
+            assert_eq!(is_running(folder.path()).unwrap(), runs, "{number}");
         }
     }
 }

@@ -304,11 +304,12 @@ impl Drop for Cluster {
 
 /// Connects without TLS; the connection ends when the client is dropped.
 pub async fn connect(conninfo: &str) -> anyhow::Result<tokio_postgres::Client> {
-    let (client, connection) =
+    let (client, mut connection) =
         tokio_postgres::connect(conninfo, NoTls).await.context("connect to PostgreSQL")?;
     tokio::spawn(async move {
-        // Whoever waits for an answer on the client hears of the same error.
-        let _ = connection.await;
+        // Whoever waits for an answer on the client hears of the same error. Notices, such as that of a server that is
+        // shut down, are for nobody.
+        while let Some(Ok(_)) = std::future::poll_fn(|task| connection.poll_message(task)).await {}
     });
     Ok(client)
 }

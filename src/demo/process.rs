@@ -29,10 +29,12 @@ pub fn of_server(data_directory: &Path) -> Vec<Pid> {
     .collect()
 }
 
-/// The postmaster's process id, from the first line of `postmaster.pid`, if that process is alive.
+/// The postmaster's process id, from the first line of `postmaster.pid`, if that process is alive. While initdb works
+/// there is a negative one: a backend that runs alone.
 pub fn postmaster(data_directory: &Path) -> Option<Pid> {
     let text = std::fs::read_to_string(data_directory.join("postmaster.pid")).ok()?;
-    let pid = text.lines().next().and_then(|line| line.parse().ok()).and_then(Pid::from_raw)?;
+    let pid = text.lines().next().and_then(|line| line.parse().ok()).filter(|pid| *pid > 0);
+    let pid = pid.and_then(Pid::from_raw)?;
     of_server(data_directory).contains(&pid).then_some(pid)
 }
 
