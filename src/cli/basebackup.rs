@@ -23,7 +23,7 @@ use crate::store::COMPRESSION_LEVEL;
 use crate::tls::for_postgres;
 use crate::vitals::Cell;
 
-/// Copy a running cluster into an empty folder: an ordinary data directory, with the WAL it needs
+/// Copy a running cluster into an ordinary data directory
 ///
 /// With --from or --bundle the copy comes from the sidecar beside the primary, compressed and over TLS. Without, it
 /// comes from the PostgreSQL on this host, which needs no sidecar: the one that --pgdata or the configuration names.
@@ -35,15 +35,15 @@ use crate::vitals::Cell;
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "the copy is complete"),
-    (1, "it failed; or it is complete, and pages were damaged at the source already:\n     their files are named"),
+    (1, "it failed; or it is complete, but pages were damaged at the source:\n     their files are named"),
     (2, "wrong usage: flags, configuration or bundle"),
     (3, "refused and nothing changed: DIR is not empty, say"),
 ], &[
     ("From the primary's sidecar, with the certificate of this node:",
      "walship basebackup --from db1.example:7432 -D /srv/copy"),
-    ("From a host that is no node (`walship invite --reader` made the bundle):",
+    ("On a host that is no node, as a reader that was invited:",
      "walship basebackup --bundle reports.bundle -D /srv/copy -r 50MiB"),
-    ("From the PostgreSQL on this host, without a sidecar, one tablespace elsewhere:",
+    ("From the PostgreSQL on this host, with a tablespace moved:",
      "walship basebackup --pgdata /var/lib/postgresql/15/main -D /srv/copy \\\n      -T /ssd/space=/srv/space"),
     ("Verify the copy, its WAL too:", "pg_verifybackup /srv/copy"),
 ]))]

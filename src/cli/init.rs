@@ -25,7 +25,7 @@ use crate::tls::{Authority, Files, Kind, Pem};
     (0, "the node is made"),
     (1, "it failed"),
     (2, "wrong usage, or PGDATA is no data directory"),
-    (3, "refused and nothing changed: there is a configuration or a certificate"),
+    (3, "refused and nothing changed: there is a node already"),
 ], &[
     ("Beside the primary:", "walship init --name db1 -D /var/lib/postgresql/15/main"),
     ("With the port and the address that other hosts use:",

@@ -71,12 +71,12 @@ Exit codes:
   3  refused and nothing changed
   4  the outcome is unknown: run it again
 
-  `lag` and `check` speak to monitoring: 0 ok, 1 warning, 2 critical, 3 unknown
-  or wrong usage.
+  `lag` and `check` speak to monitoring: 0 ok, 1 warning, 2 critical,
+  3 unknown or wrong usage.
 
 Environment:
   WALSHIP_LOG   what is logged, such as debug or walship::ship=trace
-  WALSHIP_…     what a flag would say, where its help names the variable; a flag
+  WALSHIP_*     what the flag says whose help names the variable; the flag
                 beats it, and it beats the configuration file
 
 Examples:
@@ -122,11 +122,10 @@ enum Command {
 // A command that needs to know which node this is. (A doc comment here would become its help.)
 #[derive(clap::Args, Debug)]
 struct Configured<A: clap::Args> {
-    // First: the last one's doc comment becomes the command's help.
-    #[command(flatten)]
-    overrides: Overrides,
     #[command(flatten)]
     args: A,
+    #[command(flatten)]
+    overrides: Overrides,
 }
 
 /// Runs the command line of this process.

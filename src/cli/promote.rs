@@ -15,7 +15,7 @@ use crate::daemon::control::Client;
     (0, "this node is the primary"),
     (1, "it failed, and this node is a standby still"),
     (2, "wrong usage"),
-    (3, "refused and nothing changed; the reason and the WAL at stake are printed"),
+    (3, "refused and nothing changed: it says why, and which WAL is at stake"),
     (4, "the outcome is unknown: run it again"),
 ], &[
     ("See what it would do, and what would be lost:", "walship promote --dry-run"),

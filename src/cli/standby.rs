@@ -26,7 +26,7 @@ use crate::vitals::Cell;
     (0, "it was told to end"),
     (1, "it failed; the reason is the last thing it says"),
     (2, "wrong usage, bundle or configuration"),
-    (3, "refused and nothing changed: the data directory holds something else, say"),
+    (3, "refused and nothing changed: PGDATA holds something else, say"),
 ], &[
     ("With the bundle that `walship invite db2` made on the primary's host:",
      "walship standby --join db2.join -D /var/lib/postgresql/15/main"),

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::value::{Address, ConninfoText, Name, Size};
 
-/// What may be said on the command line or in the environment instead of the file.
+// What may be said on the command line or in the environment instead of the file.
+#[allow(missing_docs, reason = "a doc comment would become the help of the commands that take these flags")]
 #[derive(clap::Args, Clone, Default, Debug)]
 #[command(next_help_heading = "Configuration")]
 pub struct Overrides {
