@@ -17,6 +17,8 @@ mod cluster;
 mod copy;
 /// What `walship demo` shows.
 mod demo;
+/// SIGKILL of any of a pair's four processes at random moments, under load.
+mod crash;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
 /// The harness itself: what it must notice, it notices.
