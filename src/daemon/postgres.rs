@@ -70,6 +70,11 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
     if output.status.success() {
         return Ok(());
     }
+    if is_running(&config.postgres.data_directory).context("look for PostgreSQL")? {
+        // The service manager, or a person, was quicker.
+        tracing::info!("PostgreSQL was started by somebody else");
+        return Ok(());
+    }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     let log = config.store.join(LOG_FILE);
     Err(anyhow::anyhow!("PostgreSQL did not start ({}): {said}", output.status))

@@ -162,14 +162,18 @@ impl Crash {
     async fn start(&mut self, process: Process, started: &[Process]) {
         match process {
             PrimaryPostgres => self.primary.cluster.start().await.unwrap(),
-            // A sidecar that finds its standby down starts it.
-            StandbyPostgres if started.contains(&StandbySidecar) => {
+            StandbyPostgres => {
+                // A sidecar that finds its standby down starts it, and may be about to do so.
+                if !started.contains(&StandbySidecar)
+                    && let Err(error) = self.standby.cluster.start().await
+                {
+                    println!("somebody else starts it: {error:#}");
+                }
                 eventually("the standby's PostgreSQL answers", async || {
                     self.standby.cluster.sql("SELECT 1").await.map(drop)
                 })
                 .await;
             }
-            StandbyPostgres => self.standby.cluster.start().await.unwrap(),
             PrimarySidecar => self.primary.sidecar.start(&["run"]),
             StandbySidecar => self.standby.sidecar.start(&["run"]),
         }
