@@ -7,7 +7,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::exit::Exit;
+use super::exit::{self, Exit};
 use super::{output, privilege, runtime};
 use crate::demo::stage::Stage;
 use crate::demo::story::{self, Options};
@@ -30,6 +30,14 @@ const TEMPLATE: &str = "   {bar:30} {binary_bytes} of {binary_total_bytes}  {msg
 /// is written to, shows the lag, cuts a link, kills the primary, promotes a standby, and compares every row. Takes
 /// about a minute, ends all it started and removes the folder.
 #[derive(clap::Args, Debug)]
+#[command(after_long_help = exit::explained(&[
+    (0, "every row that was acknowledged and shipped is there"),
+    (1, "it failed, or something differs"),
+    (2, "wrong usage"),
+], &[
+    ("All of it, in about a minute:", "walship demo"),
+    ("Leave it running, to look around:", "walship demo --keep"),
+]))]
 pub struct Args {
     /// Leave it running, and print how to look around
     #[arg(long)]
