@@ -15,10 +15,10 @@ mod check;
 mod cluster;
 /// Base backups: what is copied, verified and refused.
 mod copy;
-/// What `walship demo` shows.
-mod demo;
 /// SIGKILL of any of a pair's four processes at random moments, under load.
 mod crash;
+/// What `walship demo` shows.
+mod demo;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
 /// The harness itself: what it must notice, it notices.
