@@ -22,6 +22,7 @@ mod signals;
 mod standby;
 mod status;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +30,9 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::failpoint;
 use crate::fault::{Fault, WithFault};
-use crate::pg::control::ControlFile;
+use crate::pg::control::{CONTROL_FILE, ControlFile};
 use crate::pg::sql::Sql;
 use crate::restore;
 use crate::store::{NewStore, NodeRole, Store, StoreError};
@@ -44,8 +46,34 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Runs the node as its role has it, until it is told to stop.
 pub async fn run(config: Config, role: NodeRole) -> anyhow::Result<()> {
+    let data_directory = config.postgres.data_directory.clone();
+    let checked = tokio::task::spawn_blocking(move || check_role(&data_directory, role));
+    checked.await.context("look at the data directory")??;
     let store = open_store(&config).await?;
     serve(config, store, Life::of(role)).await
+}
+
+/// Refuses a role that PostgreSQL does not have: a store with two histories helps nobody. PostgreSQL itself removes
+/// `standby.signal` when it is promoted. Blocks.
+fn check_role(data_directory: &Path, role: NodeRole) -> anyhow::Result<()> {
+    let is_standby = is_standby(data_directory);
+    match role {
+        NodeRole::Primary if is_standby => Err(Fault::refused(
+            format!("PostgreSQL is a standby: {} holds standby.signal", data_directory.display()),
+            "`walship run` lets it follow; `walship promote` makes it the primary.",
+        )),
+        NodeRole::Standby if !is_standby && data_directory.join(CONTROL_FILE).exists() => {
+            Err(Fault::refused(
+                format!("PostgreSQL is a primary: {} holds no standby.signal", data_directory.display()),
+                "`walship run` goes on as what this node was; a new standby joins with `walship standby --join FILE`.",
+            ))
+        }
+        NodeRole::Primary | NodeRole::Standby => Ok(()),
+    }
+}
+
+fn is_standby(data_directory: &Path) -> bool {
+    data_directory.join("standby.signal").exists() && data_directory.join(CONTROL_FILE).exists()
 }
 
 /// Runs whatever role the node had last; a standby's PostgreSQL is started when it is down.
@@ -59,7 +87,11 @@ pub async fn resume(config: Config) -> anyhow::Result<()> {
     }
     let store = open_store(&config).await?;
     let state = store.state();
-    let Some(mut role) = state.role else {
+    // A join may have ended between the copy's last act and the first of the standby's life.
+    let data_directory = config.postgres.data_directory.clone();
+    let looked = tokio::task::spawn_blocking(move || is_standby(&data_directory));
+    let joined = looked.await.context("look at the data directory")?.then_some(NodeRole::Standby);
+    let Some(mut role) = state.role.or(joined) else {
         return Err(Fault::usage(
             "this node has no role yet",
             "Start it as what it is: `walship primary`, or `walship standby --join FILE`.",
@@ -86,7 +118,7 @@ pub async fn join(config: Config, join: Join) -> anyhow::Result<()> {
     let data_directory = config.postgres.data_directory.clone();
     let looked = tokio::task::spawn_blocking(move || restore::target::Standing::at(&data_directory));
     let standing = looked.await.context("look at the data directory")??;
-    if Store::exists(&config.store) && standing.is_complete() {
+    if Store::exists(&config.store) && standing.is_complete_and_of(join.system_identifier) {
         return resume(config).await;
     }
     let expected = join.system_identifier;
@@ -230,6 +262,7 @@ async fn live(
         for bad in &report.bad_pages {
             tracing::error!(path = %bad.path.display(), pages = bad.count, "pages have wrong checksums on the primary");
         }
+        failpoint::hit("join-copied");
         postgres::start(&node.config).await?;
     }
     if life.role() == NodeRole::Standby

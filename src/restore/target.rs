@@ -77,9 +77,9 @@ impl Marker {
 }
 
 impl Standing {
-    /// True for a database cluster that is whole.
-    pub fn is_complete(&self) -> bool {
-        matches!(self, Standing::Cluster { .. })
+    /// True for a database cluster that is whole, and the one that is expected where that is known.
+    pub fn is_complete_and_of(&self, expected: Option<u64>) -> bool {
+        matches!(self, Standing::Cluster { system_identifier, .. } if expected.is_none_or(|e| e == *system_identifier))
     }
 
     /// Looks at what stands at `target`.
