@@ -29,7 +29,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Config, Overrides};
 use crate::daemon::control::Client;
-use crate::fault::Fault;
+use crate::fault::{Advised, Fault};
 use exit::{Contract, Exit};
 
 /// A verified, compressed, live standby of a PostgreSQL on another host
@@ -168,7 +168,7 @@ impl Command {
             Command::Check(Configured { args, overrides }) => check_node(&args, &overrides),
             Command::Primary(args) => sidecar::primary(&args),
             Command::Invite(Configured { args, overrides }) => {
-                invite::run(&args, &Config::load(&overrides)?).map(|()| Exit::Done)
+                invite::run(&args, &configuration(&overrides)?).map(|()| Exit::Done)
             }
             Command::Standby(args) => standby::run(&args),
             Command::Run(args) => sidecar::resume(&args),
@@ -190,7 +190,7 @@ impl Command {
 }
 
 fn check_node(args: &check::Args, overrides: &Overrides) -> anyhow::Result<Exit> {
-    let config = Config::load(overrides)?;
+    let config = configuration(overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
     let subject = crate::report::check::gather::Subject {
         conninfo: crate::daemon::conninfo(&config)?,
@@ -206,7 +206,12 @@ fn check_node(args: &check::Args, overrides: &Overrides) -> anyhow::Result<Exit>
 
 /// The store of this node, whose sidecar is to be asked.
 fn store_of(overrides: &Overrides) -> anyhow::Result<PathBuf> {
-    Ok(Config::load(overrides)?.store)
+    Ok(configuration(overrides)?.store)
+}
+
+/// The configuration; what is wrong with it comes with a hint and the outcome of wrong usage.
+fn configuration(overrides: &Overrides) -> anyhow::Result<Config> {
+    Config::load(overrides).advised()
 }
 
 /// The runtime of a command; made only after the process has become who it is to be.

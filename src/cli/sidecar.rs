@@ -1,8 +1,8 @@
 //! `walship primary` and `walship run`: the sidecar in the foreground.
 
 use super::exit::{self, Exit};
-use super::{privilege, runtime};
-use crate::config::{Config, Overrides};
+use super::{configuration, privilege, runtime};
+use crate::config::Overrides;
 use crate::daemon;
 use crate::store::NodeRole;
 
@@ -48,7 +48,7 @@ pub struct RunArgs {
 
 /// `walship primary`.
 pub fn primary(args: &PrimaryArgs) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.overrides)?;
+    let config = configuration(&args.overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
     runtime()?.block_on(daemon::run(config, NodeRole::Primary))?;
     Ok(Exit::Done)
@@ -56,7 +56,7 @@ pub fn primary(args: &PrimaryArgs) -> anyhow::Result<Exit> {
 
 /// `walship run`.
 pub fn resume(args: &RunArgs) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.overrides)?;
+    let config = configuration(&args.overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
     runtime()?.block_on(daemon::resume(config))?;
     Ok(Exit::Done)

@@ -7,13 +7,15 @@ use anyhow::Context;
 
 use super::exit::{self, Exit};
 use super::{privilege, runtime};
+use crate::clock::WallTime;
 use crate::config::{Bundle, Config, ConfigError, Overrides, Size, Template};
 use crate::daemon::{self, Join};
 use crate::durable;
 use crate::fault::{Advised, Fault, WithFault};
+use crate::pg::control::ControlFile;
 use crate::restore::tablespace::Mapping;
 use crate::store::NodeRole;
-use crate::tls::Files;
+use crate::tls::{Credentials, Files};
 use crate::vitals::Cell;
 
 /// Make this host a standby and follow the primary
@@ -63,9 +65,12 @@ pub struct Args {
 /// Joins or goes on.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let Some(bundle) = &args.join else {
-        let config = Config::load(&args.overrides).hint(
-            "A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.",
-        )?;
+        let config = match Config::load(&args.overrides) {
+            Err(error @ ConfigError::Missing { source_file: None, .. }) => Err(error).advised().hint(
+                "A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.",
+            ),
+            loaded => loaded.advised(),
+        }?;
         privilege::become_owner_of(&config.postgres.data_directory)?;
         runtime()?.block_on(daemon::run(config, NodeRole::Standby))?;
         return Ok(Exit::Done);
@@ -77,12 +82,12 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         privilege::become_owner_of(data_directory)?;
     }
     let args = &with_absolute_folders(args)?;
-    let bundle = Bundle::read(bundle)?;
+    let bundle = Bundle::read(bundle).advised()?;
     let config = configure(args, &bundle)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
     let files = Files::in_folder(&config.tls_folder());
-    if !files.certificate.exists() {
-        bundle.install(&files).context("install the certificate")?;
+    if is_news(&bundle, &files, &config.postgres.data_directory) {
+        bundle.install(&files).advised().context("install the certificate")?;
     }
     let progress = Arc::new(Cell::default());
     let join = Join {
@@ -103,6 +108,15 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         ended
     })?;
     Ok(Exit::Done)
+}
+
+/// Whether the bundle is to replace the certificate: it is a newer invitation, or there is none that is of use. One for
+/// another cluster than the one that stands here replaces nothing.
+fn is_news(bundle: &Bundle, files: &Files, data_directory: &Path) -> bool {
+    let here = ControlFile::read(data_directory).ok().map(|control| control.system_identifier);
+    let fits = here.zip(bundle.system_identifier).is_none_or(|(here, theirs)| here == theirs);
+    let installed = Credentials::load(files, WallTime::now());
+    fits && installed.map_or(true, |installed| installed.identity().serial < bundle.identity.serial)
 }
 
 /// PostgreSQL takes a relative folder for one in its data directory, and libpq takes it for a host.
@@ -168,7 +182,7 @@ fn write_new(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
         start_command,
     };
     let path = over.config.clone().unwrap_or_else(|| PathBuf::from(crate::config::SEARCH_PATH[0]));
-    let (text, config) = template.render(&path)?;
+    let (text, config) = template.render(&path).advised()?;
     durable::write(&path, text.as_bytes())
         .hint("Run it where its account may write, or name another file with --config.")?;
     tracing::info!(file = %path.display(), "wrote the configuration");

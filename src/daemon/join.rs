@@ -3,6 +3,7 @@
 //! The store follows the primary from the start of the base backup on, while the files are copied; the WAL that the
 //! copy needs comes from the store, so it crosses the link once.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use super::follow;
 use super::node::Node;
 use crate::config::Config;
-use crate::fault::{Fault, WithFault};
+use crate::fault::Fault;
 use crate::feed;
 use crate::link::message::{Hello, Purpose, Role};
-use crate::link::{Conn, Link, PROTOCOL, Security, Socket, dial, handshake};
+use crate::link::{Conn, Link, LinkError, PROTOCOL, Security, Socket, dial, handshake};
 use crate::pg::{SegmentSize, TimelineId};
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
@@ -97,12 +98,25 @@ async fn first_primary(config: &Config, join: &Join) -> anyhow::Result<Hello> {
         };
         match asked.await {
             Ok(hello) if hello.role == Role::Primary => return Ok(hello),
-            Ok(hello) => failures.push(format!("{address}: {} is a standby", hello.node)),
-            Err(error) => failures.push(format!("{address}: {:#}", anyhow::Error::from(error))),
+            Ok(hello) => failures.push((address, anyhow::anyhow!("{} is a standby", hello.node))),
+            Err(error) => failures.push((address, error.into())),
         }
     }
-    Err(anyhow::anyhow!("no primary answers ({})", failures.join("; ")))
-        .hint("Is `walship primary` running there, and can this host reach it? `advertise` in its walship.toml is the address in the bundle.")
+    Err(no_primary(&failures))
+}
+
+/// What each address had to say. A refusal brings its own hint.
+fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
+    let refusal = |error: &anyhow::Error| {
+        error.downcast_ref::<LinkError>().filter(|error| !error.is_gone()).and_then(LinkError::hint)
+    };
+    let hint = failures.iter().find_map(|(_, error)| refusal(error)).unwrap_or_else(|| {
+        "Is `walship primary` running there, and can this host reach it? `advertise` in its walship.toml is the \
+         address in the bundle."
+            .to_owned()
+    });
+    let told: Vec<String> = failures.iter().map(|(address, error)| format!("{address}: {error:#}")).collect();
+    Fault::advise(anyhow::anyhow!("no primary answers ({})", told.join("; ")), hint)
 }
 
 /// Copies the data directory, following the primary at the same time.
@@ -157,10 +171,10 @@ async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Sock
         };
         match tried.await {
             Ok(conn) => return Ok(conn),
-            Err(error) => failures.push(format!("{address}: {error:#}")),
+            Err(error) => failures.push((address, error)),
         }
     }
-    anyhow::bail!("no primary answers ({})", failures.join("; "))
+    Err(no_primary(&failures))
 }
 
 /// Follows the primary into the store from the start of the backup on, and hands the same WAL to the copy.
