@@ -46,6 +46,19 @@ async fn one_command_from_an_empty_directory_to_a_standby_that_follows() {
     assert!(table.contains("db2") && table.contains("to db2"), "{table}");
 }
 
+#[tokio::test]
+async fn killed_right_after_the_copy_it_goes_on_as_a_standby() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let mut db2 = Node::empty(&test, "db2");
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "join-copied=abort");
+    db2.join(&db1.invite("db2").await, &[]);
+    db2.sidecar.ended().await;
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db2.run().await;
+    db2.equals(&db1).await;
+}
+
 /// A primary that others reach only through a proxy.
 async fn primary_behind_a_link(test: &Test) -> (Node, Proxy) {
     let mut db1 = Node::new(test, "db1", ClusterOptions::default()).await;

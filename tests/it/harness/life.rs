@@ -31,9 +31,15 @@ impl Test {
 impl Node {
     /// Runs `walship init`.
     pub async fn init(&self) {
-        let mut arguments = vec!["init".to_owned(), "--name".to_owned(), self.name().to_owned()];
-        arguments.extend(self.place());
-        self.walship(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await.succeeded();
+        self.init_with(&[]).await;
+    }
+
+    /// Runs `walship init` with more flags.
+    pub async fn init_with(&self, more: &[&str]) {
+        let place: Vec<String> = self.place().collect();
+        let own = ["init", "--name", self.name()].into_iter().chain(place.iter().map(String::as_str));
+        let arguments: Vec<&str> = own.chain(more.iter().copied()).collect();
+        self.walship(&arguments).await.succeeded();
     }
 
     /// Where this node has its things, as `init` and `standby` take it.
