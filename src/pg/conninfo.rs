@@ -111,6 +111,9 @@ impl Conninfo {
         if let Endpoint::Unix(_) = endpoint {
             config.ssl_mode(SslMode::Disable); // as libpq: no TLS over a socket file, whatever is asked for
         }
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            config.host_path(DEFAULT_SOCKET_DIRECTORY); // tokio-postgres has no default
+        }
         let user = match config.get_user() {
             Some(user) => user.to_owned(),
             None => whoami::username().map_err(|_| ConninfoError::NoUser)?,
@@ -341,6 +344,9 @@ mod tests {
         assert_eq!(parse("user=a").endpoint().to_string(), "/var/run/postgresql/.s.PGSQL.5432");
         assert_eq!(parse("postgresql://a@h:1/d").endpoint().to_string(), "h:1");
         assert!(!parse("").user().is_empty());
+        let host = |text| parse(text).sql_config().get_hosts().to_vec();
+        assert_eq!(host("dbname=postgres"), [Host::Unix(DEFAULT_SOCKET_DIRECTORY.into())]);
+        assert_eq!(host("hostaddr=::1 user=a"), []);
     }
 
     #[test]
