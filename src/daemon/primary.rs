@@ -50,7 +50,7 @@ async fn capture_all(
     feedback: watch::Receiver<Option<StandbyFeedback>>,
     token: &CancellationToken,
 ) -> anyhow::Result<()> {
-    note_version(node, token).await?;
+    let noted = note_version(node, token).await?;
     let adopted = adopted(node, token).await?;
     let options =
         Options { conninfo: node.conninfo.clone(), slot: node.config.slot.clone(), adopted: adopted.clone() };
@@ -60,10 +60,19 @@ async fn capture_all(
         }
         std::future::pending::<anyhow::Result<()>>().await
     };
+    let noting = async {
+        let mut noted = noted;
+        while !noted {
+            tokio::time::sleep(RETRY).await;
+            noted = note_version(node, token).await?;
+        }
+        std::future::pending::<anyhow::Result<()>>().await
+    };
     let capturing = capture::run(options, node.store.clone(), &node.vitals, feedback, token.clone());
     let ended = tokio::select! {
         ended = capturing => ended,
         failed = adopting => return failed,
+        failed = noting => return failed,
     };
     if let Err(error) = ended {
         tracing::error!("capture has stopped, and nothing new is shipped until a person acts: {error}");
@@ -72,20 +81,19 @@ async fn capture_all(
     Ok(())
 }
 
-/// Keeps the server's version, which standbys and their walreceivers are told. A server that is down is no obstacle.
-async fn note_version(node: &Arc<Node>, token: &CancellationToken) -> anyhow::Result<()> {
+/// Keeps the server's version, which standbys and their walreceivers are told; false when it does not answer.
+async fn note_version(node: &Arc<Node>, token: &CancellationToken) -> anyhow::Result<bool> {
     let connected = tokio::select! {
         connected = Sql::connect(&node.conninfo) => connected,
-        () = token.cancelled() => return Ok(()),
+        () = token.cancelled() => return Ok(false),
     };
-    if let Ok(sql) = connected {
-        let version = sql.version().0;
-        node.blocking("note the version", move |node| {
-            node.store.update_state(|state| state.server_version = version)
-        })
-        .await??;
-    }
-    Ok(())
+    let Ok(sql) = connected else { return Ok(false) };
+    let version = sql.version().0;
+    node.blocking("note the version", move |node| {
+        node.store.update_state(|state| state.server_version = version)
+    })
+    .await??;
+    Ok(true)
 }
 
 /// The timeline that a promotion of this node made, when the store does not have it yet.
