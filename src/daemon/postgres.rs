@@ -1,5 +1,6 @@
 //! The local PostgreSQL as a process: whether it runs, starting it, and where it would begin to replay.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::process::Stdio;
@@ -56,6 +57,10 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
         Some(text) => {
             let mut shell = Command::new("/bin/sh");
             shell.arg("-c").arg(text);
+            // So that it can say `pg_ctl`, which Debian keeps out of PATH.
+            if let Ok(binaries) = binaries(config).await {
+                shell.env("PATH", path_with(&binaries));
+            }
             shell
         }
         None => pg_ctl_start(config).await?,
@@ -81,11 +86,25 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
         .hint(format!("Its own log says why: {}", log.display()))
 }
 
-async fn pg_ctl_start(config: &Config) -> anyhow::Result<Command> {
+async fn binaries(config: &Config) -> anyhow::Result<Binaries> {
     let (folder, data_directory) =
         (config.postgres.bin_directory.clone(), config.postgres.data_directory.clone());
     let found = tokio::task::spawn_blocking(move || binaries_for(folder.as_deref(), &data_directory));
-    let binaries = found.await.context("look for PostgreSQL's programs")??;
+    found.await.context("look for PostgreSQL's programs")?
+}
+
+/// This process's PATH, with PostgreSQL's programs before all others.
+fn path_with(binaries: &Binaries) -> OsString {
+    let mut path = binaries.folder().as_os_str().to_owned();
+    if let Some(own) = std::env::var_os("PATH") {
+        path.push(":");
+        path.push(own);
+    }
+    path
+}
+
+async fn pg_ctl_start(config: &Config) -> anyhow::Result<Command> {
+    let binaries = binaries(config).await?;
     let mut command = Command::new(binaries.program("pg_ctl"));
     command.arg("start").arg("--wait").arg("--silent");
     command.arg("--timeout").arg(START_WITHIN.as_secs().to_string());
