@@ -1,7 +1,9 @@
 //! `walship invite`: what the next node or a reader needs, in one file.
 
+use std::fs;
 use std::io::{Write, stdout};
 use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -105,10 +107,18 @@ fn renew(args: &Args, config: &Config) -> anyhow::Result<WallTime> {
     let now = WallTime::now();
     let issued = authority.issue(&config.name, Kind::Node, now).map_err(ConfigError::from).advised()?;
     let checked = authority.check(&issued, now).map_err(ConfigError::from).advised()?;
-    let files = Files::in_folder(&config.tls_folder());
+    let folder = config.tls_folder();
+    let files = Files::in_folder(&folder);
     // Killed in between, the two do not fit, which is said at the next start; running this again mends it.
     durable::write(&files.key, issued.key.as_bytes())?;
     durable::write(&files.certificate, issued.certificate.as_bytes())?;
+    if rustix::process::geteuid().is_root() {
+        let owner = fs::metadata(&folder).with_context(|| format!("look at {}", folder.display()))?;
+        for path in [&files.key, &files.certificate] {
+            chown(path, Some(owner.uid()), Some(owner.gid()))
+                .with_context(|| format!("give {} to the owner of the store", path.display()))?;
+        }
+    }
     Ok(checked.identity().expires)
 }
 
@@ -134,7 +144,6 @@ fn close_to_others(out: impl AsFd) -> rustix::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
@@ -202,6 +211,20 @@ mod tests {
         let after = Credentials::load(&files, WallTime::now()).unwrap();
         assert!(after.identity().serial > before.identity().serial);
         assert!(run(&Args { reader: true, ..args("db1") }, &config).is_err());
+    }
+
+    #[test]
+    fn renewed_by_root_it_stays_the_owners() {
+        if !rustix::process::geteuid().is_root() {
+            return; // nothing to give away
+        }
+        let (_folder, config) = node();
+        chown(config.tls_folder(), Some(65534), Some(65534)).unwrap();
+        renew(&args("db1"), &config).unwrap();
+        let files = Files::in_folder(&config.tls_folder());
+        for path in [&files.key, &files.certificate] {
+            assert_eq!(fs::metadata(path).unwrap().uid(), 65534, "{}", path.display());
+        }
     }
 
     #[test]
