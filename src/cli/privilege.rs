@@ -9,8 +9,10 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
+use rustix::fs::{Access, access};
 use rustix::process::{Gid, Uid};
 
+use crate::config::SEARCH_PATH;
 use crate::durable;
 use crate::fault::{Fault, WithFault};
 
@@ -45,12 +47,19 @@ pub fn account(account: &str) -> anyhow::Result<(Uid, Gid)> {
 
 fn become_account(name: &str) -> anyhow::Result<()> {
     let (uid, gid) = account(name)?;
+    let has_own_file = Path::new(SEARCH_PATH[0]).exists();
     let groups: Vec<Gid> = numbers("-G", name)?.into_iter().map(Gid::from_raw).collect();
     // Root has no other thread yet, so the thread is the process. The groups go first: only root may set them.
     rustix::thread::set_thread_groups(&groups).context("take the account's groups")?;
     rustix::thread::set_thread_gid(gid).context("take the account's group")?;
     rustix::thread::set_thread_uid(uid).context("take the account")?;
-    let mut again = Command::new("/proc/self/exe");
+    // By its own name, which lists of processes then show, unless the account may not go there.
+    let own = std::env::current_exe().ok().filter(|path| access(path, Access::EXEC_OK).is_ok());
+    let mut again = Command::new(own.unwrap_or_else(|| "/proc/self/exe".into()));
+    // From root's home, say, where the account may not even look for a configuration.
+    if !has_own_file && std::fs::metadata("./.").is_err() {
+        again.current_dir("/");
+    }
     again.args(std::env::args_os().skip(1)).arg0("walship");
     if let Some((user, home)) = passwd_entry(name) {
         again.env("USER", &user).env("LOGNAME", &user).env("HOME", home);
