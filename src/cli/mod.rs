@@ -227,4 +227,47 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
     }
+
+    /// Every command line of walship in a text's code blocks, as words; placeholders such as PGDATA are words, too.
+    fn command_lines(text: &str) -> Vec<Vec<&str>> {
+        let mut inside = false;
+        let mut lines = Vec::new();
+        for line in text.lines() {
+            if line.trim_start().starts_with("```") {
+                inside = !inside;
+            }
+            // Behind a prompt, with or without the host's name.
+            let prompt = line.split_once(' ').filter(|(word, _)| word.ends_with(['$', '#']));
+            let line = prompt.map_or(line, |(_, command)| command);
+            if inside && line.starts_with("walship ") {
+                // Up to a redirection, a pipe, or the next command.
+                let words = line.split_whitespace();
+                lines.push(words.take_while(|word| !["<", ">", "|", "&&", "#"].contains(word)).collect());
+            }
+        }
+        lines
+    }
+
+    #[test]
+    fn every_command_line_of_the_readme_is_one() {
+        let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+        let text = std::fs::read_to_string(readme).unwrap();
+        let lines = command_lines(&text);
+        assert!(lines.len() > 10, "{lines:?}");
+        for words in lines {
+            let parsed = Cli::try_parse_from(shell_words(&words.join(" ")));
+            assert!(parsed.is_ok(), "{}: {}", words.join(" "), parsed.unwrap_err());
+        }
+    }
+
+    /// Words with single quotes around those that have spaces.
+    fn shell_words(line: &str) -> Vec<String> {
+        line.split('\'')
+            .enumerate()
+            .flat_map(|(at, part)| match at % 2 {
+                1 => vec![part.to_owned()],
+                _ => part.split_whitespace().map(str::to_owned).collect(),
+            })
+            .collect()
+    }
 }
