@@ -20,7 +20,7 @@ use crate::report::units;
 const COLUMNS: usize = 80;
 
 /// How often progress is printed where nobody watches.
-const LINE_EVERY: Duration = Duration::from_secs(2);
+const LINE_EVERY: Duration = Duration::from_secs(5);
 
 const TEMPLATE: &str = "   {bar:30} {binary_bytes} of {binary_total_bytes}  {msg}";
 
@@ -130,12 +130,14 @@ fn look_around(stage: &Stage, summary: &Summary) -> String {
 struct Screen {
     is_terminal: bool,
     bar: Option<ProgressBar>,
+    /// What was last said to be done, and when.
+    phase: String,
     progress_at: Option<Instant>,
 }
 
 impl Screen {
     fn new() -> Screen {
-        Screen { is_terminal: stdout().is_terminal(), bar: None, progress_at: None }
+        Screen { is_terminal: stdout().is_terminal(), bar: None, phase: String::new(), progress_at: None }
     }
 
     fn show(&mut self, told: Told<'_>) {
@@ -155,25 +157,32 @@ impl Screen {
     }
 
     fn progress(&mut self, phase: &str, done_bytes: u64, total_bytes: u64) {
-        if total_bytes == 0 {
-            // Nothing to measure yet: it is said once.
-            if self.progress_at.is_none() {
-                self.progress_at = Some(Instant::now());
-                print(&format!("   {phase}\n"));
-            }
-        } else if self.is_terminal {
+        // Files grow while they are copied.
+        let total_bytes = total_bytes.max(done_bytes);
+        if self.is_terminal && total_bytes > 0 {
             let bar = self.bar.get_or_insert_with(new_bar);
-            bar.set_length(total_bytes.max(done_bytes));
+            bar.set_length(total_bytes);
             bar.set_position(done_bytes);
             bar.set_message(phase.to_owned());
-        } else if self.progress_at.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
-            self.progress_at = Some(Instant::now());
-            print(&format!("   {phase}: {} of {}\n", units::size(done_bytes), units::size(total_bytes)));
+            return;
+        }
+        let is_moving = done_bytes < total_bytes;
+        let is_due = self.progress_at.is_none_or(|at| is_moving && at.elapsed() >= LINE_EVERY);
+        if self.phase == phase && !is_due {
+            return;
+        }
+        (self.phase, self.progress_at) = (phase.to_owned(), Some(Instant::now()));
+        match is_moving {
+            true => {
+                print(&format!("   {phase}: {} of {}\n", units::size(done_bytes), units::size(total_bytes)))
+            }
+            false => print(&format!("   {phase}\n")),
         }
     }
 
     /// The bar goes; what it came to is told in a line.
     fn end_progress(&mut self) {
+        self.phase.clear();
         self.progress_at = None;
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
