@@ -34,7 +34,7 @@ pub struct Join {
     pub port: Option<u16>,
     /// The folder of its socket; `None` for the configuration's.
     pub socket_directory: Option<PathBuf>,
-    /// Its configuration does not come with the copy.
+    /// Its configuration need not come with the copy.
     pub has_own_configuration: bool,
     /// Tablespaces that go elsewhere.
     pub tablespaces: Vec<Mapping>,
@@ -91,6 +91,7 @@ async fn first_primary(config: &Config, join: &Join) -> anyhow::Result<Hello> {
         advertise: Some(config.advertise.to_string()),
     };
     let mut failures = Vec::new();
+    let mut refused = None;
     for address in &join.addresses {
         let asked = async {
             let mut link = dial::dial(address, &security).await?;
@@ -147,13 +148,14 @@ pub async fn copy(node: &Arc<Node>, join: &Join) -> anyhow::Result<Report> {
     let report = copied?;
     let configuration = node.config.postgres.data_directory.join("postgresql.conf");
     if !join.has_own_configuration && !configuration.exists() {
-        return Err(Fault::refused(
+        return Err(Fault::usage(
             format!(
                 "the copy is complete, but {} holds no postgresql.conf: the primary keeps its configuration elsewhere",
                 node.config.postgres.data_directory.display()
             ),
-            "Put the configuration into a folder of this host, set start_command in walship.toml to a command that \
-             uses it (or join with --config-directory DIR), and go on with `walship run`.",
+            "Put the configuration into a folder of this host, set start_command in walship.toml, as in \
+             \"pg_ctl start -D PGDATA -o '-c config_file=FOLDER/postgresql.conf'\", and go on with `walship run`. \
+             (`walship standby --config-directory FOLDER` says it from the beginning.)",
         ));
     }
     Ok(report)
