@@ -1,22 +1,26 @@
 //! `walship standby`: from an empty directory to a hot standby that follows.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use rustix::fs::{Access, access};
 
 use super::exit::{self, Exit};
 use super::{privilege, runtime};
 use crate::clock::WallTime;
-use crate::config::{Bundle, Config, ConfigError, Overrides, Size, Template};
+use crate::config::{Bundle, Config, ConfigError, Overrides, SEARCH_PATH, Size, Template};
 use crate::daemon::{self, Join};
 use crate::durable;
-use crate::fault::{Advised, Fault, WithFault};
-use crate::pg::control::ControlFile;
+use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::restore::tablespace::Mapping;
 use crate::store::NodeRole;
 use crate::tls::{Credentials, Files};
 use crate::vitals::Cell;
+
+/// Where the stores of this host are, one folder a node.
+const SYSTEM_STORE: &str = "/var/lib/walship";
 
 /// Make this host a standby and follow the primary
 ///
@@ -66,28 +70,35 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let Some(bundle) = &args.join else {
         let config = match Config::load(&args.overrides) {
-            Err(error @ ConfigError::Missing { source_file: None, .. }) => Err(error).advised().hint(
-                "A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.",
-            ),
+            Err(error @ ConfigError::Missing { source_file: None, .. }) => Err(error)
+                .hint(
+                    "A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.",
+                )
+                .outcome(Outcome::Usage),
             loaded => loaded.advised(),
         }?;
         privilege::become_owner_of(&config.postgres.data_directory)?;
         runtime()?.block_on(daemon::run(config, NodeRole::Standby))?;
         return Ok(Exit::Done);
     };
-    let data_directory = args.overrides.data_directory.as_deref();
-    if let Some(data_directory) = data_directory {
-        let wanted = [Some(data_directory), args.overrides.store.as_deref()];
+    // First of all, for the standard input can be read only once. What is wrong with the configuration is said below.
+    let configured = Config::load(&args.overrides).ok();
+    let data_directory = configured.as_ref().map(|config| &config.postgres.data_directory);
+    if let Some(data_directory) = data_directory.or(args.overrides.data_directory.as_ref()) {
+        let store = configured.as_ref().map(|config| &config.store).or(args.overrides.store.as_ref());
+        let store = store.map_or(Path::new(SYSTEM_STORE), |store| store.as_path());
+        let system_file = Path::new(SEARCH_PATH[1]).parent().filter(|_| !is_configured(args));
+        let wanted = [Some(data_directory.as_path()), Some(store), system_file];
         wanted.into_iter().flatten().try_for_each(privilege::make_folder)?;
         privilege::become_owner_of(data_directory)?;
     }
     let args = &with_absolute_folders(args)?;
-    let bundle = Bundle::read(bundle).advised()?;
+    let bundle = read_bundle(bundle)?;
     let config = configure(args, &bundle)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
     let files = Files::in_folder(&config.tls_folder());
-    if is_news(&bundle, &files, &config.postgres.data_directory) {
-        bundle.install(&files).advised().context("install the certificate")?;
+    if is_newer(&bundle, &files) {
+        bundle.install(&files).context("install the certificate")?;
     }
     let progress = Arc::new(Cell::default());
     let join = Join {
@@ -95,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         system_identifier: bundle.system_identifier,
         port: args.port,
         socket_directory: args.socket_directory.clone(),
-        has_own_configuration: args.config_directory.is_some(),
+        has_own_configuration: config.postgres.start_command.is_some(),
         tablespaces: args.tablespace_mapping.clone(),
         connections: usize::from(args.jobs),
         max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
@@ -129,6 +140,25 @@ fn with_absolute_folders(args: &Args) -> anyhow::Result<Args> {
     })
 }
 
+/// Whether a bundle is to be used: for a node that has no certificate yet, or an older one.
+fn is_newer(bundle: &Bundle, files: &Files) -> bool {
+    Credentials::load(files, WallTime::now())
+        .map_or(true, |installed| installed.identity().serial < bundle.identity.serial)
+}
+
+fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {
+    let read = Bundle::read(path);
+    let hint = match &read {
+        Err(ConfigError::File(error)) if error.kind() == ErrorKind::PermissionDenied => {
+            "Who reads it is the owner of the data directory, also where root runs this: give it on the standard \
+             input, `--join - < FILE`."
+        }
+        Err(ConfigError::File(_)) => "Name the file that `walship invite NAME` made on the primary.",
+        _ => return read.advised(),
+    };
+    read.hint(hint).outcome(Outcome::Usage)
+}
+
 /// The configuration that is there, or a new one from the bundle and the flags.
 fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
     if args.overrides.config.as_ref().is_some_and(|file| !file.exists()) {
@@ -140,6 +170,16 @@ fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
                 return Err(Fault::usage(
                     format!("the bundle is for {}, and this node is {}", bundle.identity.name, config.name),
                     "Use the bundle made for this node's name, or another --config.",
+                ));
+            }
+            if let (Some(folder), None) = (&args.config_directory, &config.postgres.start_command) {
+                let file = config.file.as_deref().unwrap_or(Path::new("the configuration"));
+                return Err(Fault::usage(
+                    format!("{} is there already, and says nothing of --config-directory", file.display()),
+                    format!(
+                        "Add this line to its section [postgres]: start_command = {:?}",
+                        start_command(&config.postgres.data_directory, &config.store, folder)
+                    ),
                 ));
             }
             Ok(config)
@@ -162,14 +202,8 @@ fn write_new(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
         None => default_store(&data_directory, &name),
     };
     let conninfo = over.conninfo.clone().or_else(|| conninfo_for(args));
-    let start_command = args.config_directory.as_ref().map(|folder| {
-        format!(
-            "pg_ctl start --wait --silent --pgdata '{}' --log '{}' --options '-c config_file={}/postgresql.conf'",
-            data_directory.display(),
-            store.join("postgresql.log").display(),
-            folder.display()
-        )
-    });
+    let start_command =
+        args.config_directory.as_ref().map(|folder| start_command(&data_directory, &store, folder));
     let template = Template {
         name,
         store,
@@ -181,12 +215,22 @@ fn write_new(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
         bin_directory: over.bin_directory.clone(),
         start_command,
     };
-    let path = over.config.clone().unwrap_or_else(|| PathBuf::from(crate::config::SEARCH_PATH[0]));
+    let path = over.config.clone().unwrap_or_else(default_file);
     let (text, config) = template.render(&path).advised()?;
     durable::write(&path, text.as_bytes())
         .hint("Run it where its account may write, or name another file with --config.")?;
     tracing::info!(file = %path.display(), "wrote the configuration");
     Ok(config)
+}
+
+/// How PostgreSQL is started with a configuration that is not in its data directory.
+fn start_command(data_directory: &Path, store: &Path, folder: &Path) -> String {
+    format!(
+        "pg_ctl start --wait --silent --pgdata '{}' --log '{}' --options '-c config_file={}/postgresql.conf'",
+        data_directory.display(),
+        store.join("postgresql.log").display(),
+        folder.display()
+    )
 }
 
 /// How walship will reach the PostgreSQL that these flags make.
@@ -201,10 +245,28 @@ fn conninfo_for(args: &Args) -> Option<crate::config::ConninfoText> {
     (!text.is_empty()).then(|| crate::config::ConninfoText(format!("{text}dbname=postgres")))
 }
 
+/// Where the configuration goes when nobody says: as root, which made the folder for us, into /etc.
+fn default_file() -> PathBuf {
+    let system = PathBuf::from(SEARCH_PATH[1]);
+    match system.parent().is_some_and(is_ours_to_write) {
+        true => system,
+        false => SEARCH_PATH[0].into(),
+    }
+}
+
+/// Whether a configuration was named or is found.
+fn is_configured(args: &Args) -> bool {
+    args.overrides.config.is_some() || SEARCH_PATH.iter().any(|file| Path::new(file).exists())
+}
+
+fn is_ours_to_write(folder: &Path) -> bool {
+    access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
 /// Where the store goes when nobody says: where daemons keep such things, or beside the data directory.
 fn default_store(data_directory: &Path, name: &str) -> PathBuf {
-    let system = Path::new("/var/lib/walship");
-    if system.is_dir() {
+    let system = Path::new(SYSTEM_STORE);
+    if is_ours_to_write(system) {
         return system.join(name);
     }
     let base = data_directory.file_name().unwrap_or_default().to_string_lossy();
