@@ -1,6 +1,5 @@
 //! `walship standby`: from an empty directory to a hot standby that follows.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -149,11 +148,10 @@ fn is_newer(bundle: &Bundle, files: &Files) -> bool {
 fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {
     let read = Bundle::read(path);
     let hint = match &read {
-        Err(ConfigError::File(error)) if error.kind() == ErrorKind::PermissionDenied => {
-            "Who reads it is the owner of the data directory, also where root runs this: give it on the standard \
-             input, `--join - < FILE`."
+        Err(ConfigError::File(_)) => {
+            "Name the file that `walship invite NAME` made on the primary. Who reads it is the owner of the data \
+             directory, also where root runs this: `--join - < FILE` gives it what only root can read."
         }
-        Err(ConfigError::File(_)) => "Name the file that `walship invite NAME` made on the primary.",
         _ => return read.advised(),
     };
     read.hint(hint).outcome(Outcome::Usage)
