@@ -13,6 +13,7 @@ use crate::config::{Bundle, Config, ConfigError, Overrides, SEARCH_PATH, Size, T
 use crate::daemon::{self, Join};
 use crate::durable;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
+use crate::pg::control::ControlFile;
 use crate::restore::tablespace::Mapping;
 use crate::store::NodeRole;
 use crate::tls::{Credentials, Files};
@@ -96,8 +97,8 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let config = configure(args, &bundle)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
     let files = Files::in_folder(&config.tls_folder());
-    if is_newer(&bundle, &files) {
-        bundle.install(&files).context("install the certificate")?;
+    if is_news(&bundle, &files, &config.postgres.data_directory) {
+        bundle.install(&files).advised().context("install the certificate")?;
     }
     let progress = Arc::new(Cell::default());
     let join = Join {
@@ -137,12 +138,6 @@ fn with_absolute_folders(args: &Args) -> anyhow::Result<Args> {
         config_directory: absolute(&args.config_directory)?,
         ..args.clone()
     })
-}
-
-/// Whether a bundle is to be used: for a node that has no certificate yet, or an older one.
-fn is_newer(bundle: &Bundle, files: &Files) -> bool {
-    Credentials::load(files, WallTime::now())
-        .map_or(true, |installed| installed.identity().serial < bundle.identity.serial)
 }
 
 fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {

@@ -91,7 +91,6 @@ async fn first_primary(config: &Config, join: &Join) -> anyhow::Result<Hello> {
         advertise: Some(config.advertise.to_string()),
     };
     let mut failures = Vec::new();
-    let mut refused = None;
     for address in &join.addresses {
         let asked = async {
             let mut link = dial::dial(address, &security).await?;
