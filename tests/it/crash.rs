@@ -260,3 +260,8 @@ async fn kills_at_random_moments_lose_nothing() {
     let seed = test.seed();
     Crash::new(test, seed).await.rounds(rounds.unwrap_or(ROUNDS)).await;
 }
+
+#[tokio::test]
+async fn a_run_is_replayed_by_its_seed() {
+    Crash::new(Test::new(), 7).await.rounds(2).await;
+}
