@@ -105,8 +105,12 @@ impl Conninfo {
         } else {
             let mut pairs = split(text)?;
             let passfile = pairs.iter().position(|(key, _)| key == "passfile").map(|at| pairs.remove(at).1);
+            pairs.retain(|(key, value)| key != "host" || !value.is_empty()); // as libpq: the default
             (parse_config(&join(&pairs))?, passfile.map(PathBuf::from))
         };
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            config.host_path(DEFAULT_SOCKET_DIRECTORY);
+        }
         let endpoint = endpoint(&config)?;
         if let Endpoint::Unix(_) = endpoint {
             config.ssl_mode(SslMode::Disable); // as libpq: no TLS over a socket file, whatever is asked for
@@ -347,6 +351,14 @@ mod tests {
         let host = |text| parse(text).sql_config().get_hosts().to_vec();
         assert_eq!(host("dbname=postgres"), [Host::Unix(DEFAULT_SOCKET_DIRECTORY.into())]);
         assert_eq!(host("hostaddr=::1 user=a"), []);
+    }
+
+    #[test]
+    fn without_a_host_sql_goes_where_everything_else_goes() {
+        for text in ["dbname=postgres user=a", "host='' user=a"] {
+            let hosts = parse(text).sql_config().get_hosts().to_vec();
+            assert_eq!(hosts, [Host::Unix(DEFAULT_SOCKET_DIRECTORY.into())], "{text}");
+        }
     }
 
     #[test]

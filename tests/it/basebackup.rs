@@ -190,6 +190,9 @@ async fn what_cannot_be_meant_is_refused_with_a_way_out() {
     let conninfo = "host=/nowhere dbname=postgres";
     let down = run(&["-D", "copy", "--pgdata", &pgdata, "--conninfo", conninfo]).await;
     down.failed(1, &["cannot be reached", "hint: Is it running"]);
+    // Nobody says where: the default place, where nobody of ours is.
+    let nowhere = run(&["-D", "copy", "--pgdata", &pgdata, "--conninfo", "port=1 dbname=postgres"]).await;
+    nowhere.failed(1, &["/var/run/postgresql/.s.PGSQL.1 cannot be reached", "hint: Is it running"]);
     let stranger = source.conninfo_as("stranger");
     let refused = run(&["-D", "copy", "--pgdata", &pgdata, "--conninfo", &stranger]).await;
     refused.failed(1, &["stranger", "hint: "]);
