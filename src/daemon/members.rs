@@ -198,6 +198,12 @@ fn note_list(node: &Node, list: Vec<message::Member>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The other members as they are known now, which may be more than what was noted.
+pub fn others(node: &Node) -> Vec<Member> {
+    let members = node.members.borrow();
+    members.iter().filter(|member| member.name != node.config.name).filter_map(state_member).collect()
+}
+
 fn state_member(member: &message::Member) -> Option<Member> {
     Some(Member {
         name: member.name.clone(),

@@ -3,6 +3,7 @@
 //! Order: ask everyone, plan, stop receiving, drain, reserve the slot, commit the epoch, promote. Up to the commit the
 //! node goes on as a standby whatever fails; from it on, running the command again finishes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::node::Node;
 use super::request::Request;
+use super::{follow, members};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
@@ -22,6 +24,7 @@ use crate::pg::Lsn;
 use crate::pg::sql::Sql;
 use crate::promote::{self, Facts, Other, Plan, Primary};
 use crate::store::{Branch, NodeRole};
+use crate::vitals::Contact;
 
 /// Patience with each node that is asked; they are asked at once.
 const ASK_WITHIN: Duration = Duration::from_secs(4);
@@ -47,14 +50,7 @@ pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {
 
 async fn gather(node: &Arc<Node>) -> Facts {
     let state = node.store.state();
-    let mut asked = JoinSet::new();
-    for member in state.members.iter().filter(|m| m.name != node.config.name && !m.advertise.is_empty()) {
-        let (node, member) = (Arc::clone(node), member.clone());
-        asked.spawn(async move {
-            let answer = timeout(ASK_WITHIN, ask(&node, &member.advertise)).await;
-            (member, answer.ok().and_then(Result::ok))
-        });
-    }
+    let answers = ask_everyone(node).await;
     let receive = node.vitals.receive.get();
     let heard =
         receive.server_time.map(|(_, arrived)| (receive.server_flush_lsn, arrived.elapsed().as_secs()));
@@ -67,26 +63,45 @@ async fn gather(node: &Arc<Node>) -> Facts {
         primary: Primary::Unreachable,
         others: Vec::new(),
     };
-    for (member, answer) in asked.join_all().await {
-        let live = answer.as_ref();
-        facts.highest_epoch =
-            live.map_or(0, |a| a.promised_epoch.max(a.committed_epoch)).max(facts.highest_epoch);
-        let role = live.map_or(super::node::link_role(member.role), |answer| answer.role);
-        if role == Role::Primary {
+    // Whoever is followed at this moment is there, even if it did not answer in time.
+    if matches!(receive.contact, Contact::Up { .. }) {
+        facts.primary = Primary::Unsure { node: receive.upstream };
+    }
+    for answer in answers.values() {
+        facts.highest_epoch = answer.promised_epoch.max(answer.committed_epoch).max(facts.highest_epoch);
+        if answer.role != Role::Primary {
+            let position = answer.positions.map(|at| (answer.committed_epoch, at.flushed_lsn));
+            facts.others.push(Other { node: answer.node.clone(), position, answered: true });
+        } else if answer.committed_epoch >= state.committed_epoch {
             // One that was left behind by a later promotion is no primary to wait for.
-            if let Some(answer) = live.filter(|answer| answer.committed_epoch >= state.committed_epoch) {
-                facts.primary = primary_of(answer);
-            }
-            continue;
+            facts.primary = primary_of(answer);
         }
-        let known = member.flushed_lsn.is_valid().then_some((state.committed_epoch, member.flushed_lsn));
-        let position = match live {
-            Some(answer) => answer.positions.map(|at| (answer.committed_epoch, at.flushed_lsn)),
-            None => known,
-        };
-        facts.others.push(Other { node: member.name, position, answered: live.is_some() });
+    }
+    for member in members::others(node) {
+        if member.role == NodeRole::Standby && !answers.contains_key(&member.name) {
+            let position =
+                member.flushed_lsn.is_valid().then_some((state.committed_epoch, member.flushed_lsn));
+            facts.others.push(Other { node: member.name, position, answered: false });
+        }
     }
     facts
+}
+
+/// Asks at every address where a node may be, not only those of the members that were noted: a standby that has just
+/// joined knows no member yet, and must not take that for a primary's silence. By node.
+async fn ask_everyone(node: &Arc<Node>) -> BTreeMap<String, Answer> {
+    let mut addresses: BTreeSet<String> = follow::addresses(node).into_iter().collect();
+    addresses.extend(members::others(node).into_iter().map(|member| member.advertise));
+    let mut asked = JoinSet::new();
+    for address in addresses.into_iter().filter(|address| !address.is_empty()) {
+        let node = Arc::clone(node);
+        asked.spawn(async move { timeout(ASK_WITHIN, ask(&node, &address)).await });
+    }
+    let answers = asked.join_all().await.into_iter().filter_map(|asked| asked.ok()?.ok());
+    answers
+        .map(|answer| (answer.node.clone(), answer))
+        .filter(|(name, _)| *name != node.config.name)
+        .collect()
 }
 
 fn primary_of(answer: &Answer) -> Primary {

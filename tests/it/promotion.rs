@@ -37,7 +37,7 @@ async fn a_primary_that_answers_is_not_replaced() {
     let test = Test::new();
     let db1 = test.primary("db1").await;
     let db2 = test.standby("db2", &db1).await;
-    db2.knows(&["db1", "db2"]).await;
+    // At once: it has not noted yet who else there is.
     let flushed = db1.cluster.value("SELECT pg_current_wal_flush_lsn()").await.unwrap();
     for arguments in [&["promote"][..], &["promote", "--dry-run"]] {
         let texts =
