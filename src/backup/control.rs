@@ -14,7 +14,7 @@ use tracing::info;
 use super::file::Reading;
 use super::pace::Pace;
 use super::plan::{Cluster, Plan};
-use super::session::{Announced, Backups, Sent, Session};
+use super::session::{Announced, Backups, Sent, Session, TAKER_LEFT};
 use super::taker::Taker;
 use crate::clock::WallTime;
 use crate::fault::{Fault, WithFault};
@@ -189,6 +189,7 @@ where
     match taker.listen(Phase::Copying, failure).await? {
         Heard::Message(Message::BackupStop) => Ok(()),
         Heard::Message(other) => Err(LinkError::unexpected("BackupStop", other).into()),
+        Heard::Done(reason) if reason == TAKER_LEFT => Err(LinkError::Closed.into()),
         Heard::Done(reason) => bail!("the backup failed: {reason}"),
     }
 }

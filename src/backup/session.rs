@@ -183,6 +183,9 @@ impl Session {
     }
 }
 
+/// The failure of a backup whose taker went away: no news for anyone here.
+pub(super) const TAKER_LEFT: &str = "a connection that carried files ended early";
+
 /// A job that one connection works on. Dropped before it is done, its files are lost to the backup, which fails.
 #[derive(Debug)]
 pub(super) struct JobInHand {
@@ -202,7 +205,7 @@ impl JobInHand {
 impl Drop for JobInHand {
     fn drop(&mut self) {
         if !self.is_done {
-            self.session.fail("a connection that carried files ended early".to_owned());
+            self.session.fail(TAKER_LEFT.to_owned());
         }
     }
 }

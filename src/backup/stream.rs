@@ -32,7 +32,11 @@ where
     tokio::select! {
         sent = send_all(&mut writer, &session) => sent,
         () = session.over() => match session.failure() {
-            Some(reason) => Err(anyhow::anyhow!("the backup failed: {reason}")),
+            // Said where it happened, and on the control connection.
+            Some(reason) => {
+                tracing::debug!("the backup failed: {reason}");
+                Ok(())
+            }
             None => Ok(()),
         },
     }

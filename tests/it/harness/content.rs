@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -22,8 +22,14 @@ impl Node {
     pub fn content(&self) -> BTreeMap<String, Content> {
         let files = std::fs::read_dir(self.store()).unwrap().map(|entry| entry.unwrap().path());
         let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-        let segments = files.filter(|path| name(path).contains(".zst"));
-        segments.map(|path| (name(&path)[..24].to_owned(), decode(&path))).collect()
+        let segments: Vec<PathBuf> = files.filter(|path| name(path).contains(".zst")).collect();
+        let decoded =
+            segments.iter().map(|path| Some((name(path)[..24].to_owned(), decode(path)?))).collect();
+        // A file that was sealed or removed since the folder was listed: then the list is old.
+        match decoded {
+            Some(content) => content,
+            None => self.content(),
+        }
     }
 
     /// Checks that two stores, nobody writing to either, hold the same of what both hold; how many segments those are.
@@ -43,8 +49,12 @@ impl Node {
     }
 }
 
-fn decode(path: &Path) -> Content {
-    let file = std::fs::read(path).unwrap();
+/// `None` when the file is gone.
+fn decode(path: &Path) -> Option<Content> {
+    let file = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+        read => read.unwrap(),
+    };
     let sealed = path.extension().is_some_and(|extension| extension == "zst");
     let mut wal = Vec::new();
     let decoded = zstd::Decoder::new(&file[..]).unwrap().read_to_end(&mut wal);
@@ -55,5 +65,5 @@ fn decode(path: &Path) -> Content {
         let found = file.windows(digest.len()).any(|window| window == digest.as_bytes());
         assert!(found, "{}: its seal does not have the SHA-256 of its content", path.display());
     }
-    Content { wal, sealed }
+    Some(Content { wal, sealed })
 }
