@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::fault::Fault;
 use crate::feed;
 use crate::link::message::{Hello, Purpose, Role};
-use crate::link::{Conn, Link, LinkError, PROTOCOL, Security, Socket, dial, handshake};
+use crate::link::{Conn, Link, LinkError, Security, Socket, dial, handshake};
 use crate::pg::{SegmentSize, TimelineId};
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
@@ -75,20 +75,9 @@ pub async fn open_store(config: &Config, join: &Join) -> anyhow::Result<Store> {
 async fn first_primary(config: &Config, join: &Join) -> anyhow::Result<Hello> {
     let security = Security::Tls(super::node::load_credentials(config)?);
     let ours = Hello {
-        protocol: PROTOCOL,
-        purpose: Purpose::Ask,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        node: config.name.clone(),
-        role: Role::Standby,
         system_identifier: join.system_identifier,
-        store_uuid: None,
-        promised_epoch: 0,
-        committed_epoch: 0,
-        timelines: Vec::new(),
-        positions: None,
-        postgres_version: None,
-        segment_size: None,
         advertise: Some(config.advertise.to_string()),
+        ..Hello::of_stranger(config.name.clone(), Role::Standby, Purpose::Ask)
     };
     let mut failures = Vec::new();
     for address in &join.addresses {

@@ -16,8 +16,8 @@ use crate::config::Bundle;
 use crate::fault::{Advised, Fault, WithFault};
 use crate::link::message::{Heartbeat, Hello, Purpose, Resume, Role, Timeline, Wal};
 use crate::link::{
-    Conn, HEARTBEAT_EVERY, LinkError, Message, PEER_DEAD_AFTER, PROTOCOL, Reader, Security, Socket, Writer,
-    dial, handshake,
+    Conn, HEARTBEAT_EVERY, LinkError, Message, PEER_DEAD_AFTER, Reader, Security, Socket, Writer, dial,
+    handshake,
 };
 use crate::pg::{Lsn, TimelineId};
 use crate::restore::{Options, Progress, Report, WalSink, WalSource, take_backup};
@@ -121,21 +121,10 @@ impl Source {
 
     /// A reader's, whatever the certificate allows: a copy makes nobody a member.
     fn hello(&self, purpose: Purpose) -> Hello {
+        let name = self.remote.credentials.identity().name.clone();
         Hello {
-            protocol: PROTOCOL,
-            purpose,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            node: self.remote.credentials.identity().name.clone(),
-            role: Role::Reader,
             system_identifier: self.remote.system_identifier,
-            store_uuid: None,
-            promised_epoch: 0,
-            committed_epoch: 0,
-            timelines: Vec::new(),
-            positions: None,
-            postgres_version: None,
-            segment_size: None,
-            advertise: None,
+            ..Hello::of_stranger(name, Role::Reader, purpose)
         }
     }
 }

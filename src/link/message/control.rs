@@ -43,6 +43,26 @@ pub struct Hello {
 }
 
 impl Hello {
+    /// The Hello of somebody who is no node yet, or none at all: nothing but a name and what is wanted.
+    pub fn of_stranger(node: String, role: Role, purpose: Purpose) -> Hello {
+        Hello {
+            protocol: PROTOCOL,
+            purpose,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node,
+            role,
+            system_identifier: None,
+            store_uuid: None,
+            promised_epoch: 0,
+            committed_epoch: 0,
+            timelines: Vec::new(),
+            positions: None,
+            postgres_version: None,
+            segment_size: None,
+            advertise: None,
+        }
+    }
+
     /// Reads the version alone, since a Hello of another version may have any shape.
     pub(super) fn check_protocol(body: &[u8]) -> Result<(), LinkError> {
         #[derive(Deserialize)]
