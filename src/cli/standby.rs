@@ -1,5 +1,6 @@
 //! `walship standby`: from an empty directory to a hot standby that follows.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,7 +14,6 @@ use crate::config::{Bundle, Config, ConfigError, Overrides, SEARCH_PATH, Size, T
 use crate::daemon::{self, Join};
 use crate::durable;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
-use crate::pg::control::ControlFile;
 use crate::restore::tablespace::Mapping;
 use crate::store::NodeRole;
 use crate::tls::{Credentials, Files};
@@ -68,41 +68,37 @@ pub struct Args {
 
 /// Joins or goes on.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let Some(bundle) = &args.join else {
-        let config = match Config::load(&args.overrides) {
-            Err(error @ ConfigError::Missing { source_file: None, .. }) => Err(error)
-                .hint(
-                    "A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.",
-                )
-                .outcome(Outcome::Usage),
-            loaded => loaded.advised(),
-        }?;
-        privilege::become_owner_of(&config.postgres.data_directory)?;
-        runtime()?.block_on(daemon::run(config, NodeRole::Standby))?;
-        return Ok(Exit::Done);
-    };
-    // First of all, for the standard input can be read only once. What is wrong with the configuration is said below.
-    let configured = Config::load(&args.overrides).ok();
-    let data_directory = configured.as_ref().map(|config| &config.postgres.data_directory);
-    if let Some(data_directory) = data_directory.or(args.overrides.data_directory.as_ref()) {
-        let store = configured.as_ref().map(|config| &config.store).or(args.overrides.store.as_ref());
-        let store = store.map_or(Path::new(SYSTEM_STORE), |store| store.as_path());
-        let system_file = Path::new(SEARCH_PATH[1]).parent().filter(|_| !is_configured(args));
-        let wanted = [Some(data_directory.as_path()), Some(store), system_file];
-        wanted.into_iter().flatten().try_for_each(privilege::make_folder)?;
-        privilege::become_owner_of(data_directory)?;
-    }
-    let args = &with_absolute_folders(args)?;
-    let bundle = read_bundle(bundle)?;
-    let config = configure(args, &bundle)?;
+    match &args.join {
+        Some(bundle) => join(&with_absolute_folders(args)?, &read_bundle(bundle)?),
+        None => follow(&args.overrides),
+    }?;
+    Ok(Exit::Done)
+}
+
+fn follow(overrides: &Overrides) -> anyhow::Result<()> {
+    let config = match Config::load(overrides) {
+        Err(error @ ConfigError::Missing { source_file: None, .. }) => Err(error)
+            .hint("A new standby needs --join FILE, the bundle that `walship invite` makes on the primary.")
+            .outcome(Outcome::Usage),
+        loaded => loaded.advised(),
+    }?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
+    runtime()?.block_on(daemon::run(config, NodeRole::Standby))
+}
+
+/// Looks whether it may join, and only then makes anything. Root looks, and the owner of the data directory that it
+/// becomes looks again.
+fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
+    let (config, new_file) = configure(args, bundle)?;
     let files = Files::in_folder(&config.tls_folder());
-    if is_news(&bundle, &files, &config.postgres.data_directory) {
-        bundle.install(&files).advised().context("install the certificate")?;
-    }
+    // An older invitation replaces no certificate.
+    let kept = Credentials::load(&files, WallTime::now()).ok();
+    let kept = kept.filter(|kept| kept.identity().serial >= bundle.identity.serial);
+    let is_kept = kept.is_some();
     let progress = Arc::new(Cell::default());
     let join = Join {
         addresses: bundle.addresses.iter().map(ToString::to_string).collect(),
+        credentials: Arc::new(kept.map_or_else(|| bundle.credentials(), Ok).advised()?),
         system_identifier: bundle.system_identifier,
         port: args.port,
         socket_directory: args.socket_directory.clone(),
@@ -112,22 +108,30 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
         progress: Arc::clone(&progress),
     };
+    let found = runtime()?.block_on(daemon::look(&config, &join))?;
+    make_folders(&config, new_file.as_ref().map(|(file, _)| file.as_path()))?;
+    privilege::become_owner_of(&config.postgres.data_directory)?;
+    if let Some((file, text)) = new_file {
+        durable::write(&file, text.as_bytes())
+            .hint("Run it where its account may write, or name another file with --config.")?;
+        tracing::info!(file = %file.display(), "wrote the configuration");
+    }
+    if !is_kept {
+        bundle.install(&files).advised().context("install the certificate")?;
+    }
     runtime()?.block_on(async {
         let bar = tokio::spawn(super::progress::show(progress));
-        let ended = daemon::join(config, join).await;
+        let ended = daemon::join(config, join, found).await;
         bar.abort();
         ended
-    })?;
-    Ok(Exit::Done)
+    })
 }
 
-/// Whether the bundle is to replace the certificate: it is a newer invitation, or there is none that is of use. One for
-/// another cluster than the one that stands here replaces nothing.
-fn is_news(bundle: &Bundle, files: &Files, data_directory: &Path) -> bool {
-    let here = ControlFile::read(data_directory).ok().map(|control| control.system_identifier);
-    let fits = here.zip(bundle.system_identifier).is_none_or(|(here, theirs)| here == theirs);
-    let installed = Credentials::load(files, WallTime::now());
-    fits && installed.map_or(true, |installed| installed.identity().serial < bundle.identity.serial)
+/// When root, makes what the owner of the data directory might not be allowed to.
+fn make_folders(config: &Config, new_file: Option<&Path>) -> anyhow::Result<()> {
+    privilege::make_folder(&config.postgres.data_directory)?;
+    privilege::make_folder(&config.store)?;
+    new_file.and_then(Path::parent).map_or(Ok(()), privilege::make_folder)
 }
 
 /// PostgreSQL takes a relative folder for one in its data directory, and libpq takes it for a host.
@@ -140,22 +144,29 @@ fn with_absolute_folders(args: &Args) -> anyhow::Result<Args> {
     })
 }
 
+/// A reader's bundle makes no standby.
 fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {
-    let read = Bundle::read(path);
-    let hint = match &read {
-        Err(ConfigError::File(_)) => {
-            "Name the file that `walship invite NAME` made on the primary. Who reads it is the owner of the data \
-             directory, also where root runs this: `--join - < FILE` gives it what only root can read."
-        }
-        _ => return read.advised(),
-    };
-    read.hint(hint).outcome(Outcome::Usage)
+    let bundle = Bundle::read(path).advised()?;
+    if bundle.is_for_a_node() {
+        return Ok(bundle);
+    }
+    Err(Fault::usage(
+        format!("the bundle of {} is a reader's, who may take copies but not join", bundle.identity.name),
+        "A standby needs a bundle that `walship invite NAME` made without --reader.",
+    ))
 }
 
-/// The configuration that is there, or a new one from the bundle and the flags.
-fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
+/// The configuration that is there, or a new one from the bundle and the flags with the file that it is to be in.
+fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Option<(PathBuf, String)>)> {
+    if let Some(folder) = &args.config_directory {
+        let file = folder.join("postgresql.conf");
+        File::open(&file)
+            .with_context(|| format!("read {}", file.display()))
+            .hint("--config-directory takes the folder with this host's postgresql.conf and pg_hba.conf.")
+            .outcome(Outcome::Usage)?;
+    }
     if args.overrides.config.as_ref().is_some_and(|file| !file.exists()) {
-        return write_new(args, bundle);
+        return new_configuration(args, bundle);
     }
     match Config::load(&args.overrides) {
         Ok(config) => {
@@ -175,15 +186,15 @@ fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
                     ),
                 ));
             }
-            Ok(config)
+            Ok((config, None))
         }
         // Nothing is configured yet: the bundle and the flags say all that is needed.
-        Err(ConfigError::Missing { .. }) => write_new(args, bundle),
+        Err(ConfigError::Missing { source_file: None, .. }) => new_configuration(args, bundle),
         Err(error) => Err(error).advised(),
     }
 }
 
-fn write_new(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
+fn new_configuration(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Option<(PathBuf, String)>)> {
     let over = &args.overrides;
     let Some(data_directory) = &over.data_directory else {
         return Err(Fault::usage("a new standby needs a data directory", "Name it with -D."));
@@ -208,12 +219,9 @@ fn write_new(args: &Args, bundle: &Bundle) -> anyhow::Result<Config> {
         bin_directory: over.bin_directory.clone(),
         start_command,
     };
-    let path = over.config.clone().unwrap_or_else(default_file);
+    let path = std::path::absolute(over.config.clone().unwrap_or_else(default_file))?;
     let (text, config) = template.render(&path).advised()?;
-    durable::write(&path, text.as_bytes())
-        .hint("Run it where its account may write, or name another file with --config.")?;
-    tracing::info!(file = %path.display(), "wrote the configuration");
-    Ok(config)
+    Ok((config, Some((path, text))))
 }
 
 /// How PostgreSQL is started with a configuration that is not in its data directory.
@@ -238,7 +246,7 @@ fn conninfo_for(args: &Args) -> Option<crate::config::ConninfoText> {
     (!text.is_empty()).then(|| crate::config::ConninfoText(format!("{text}dbname=postgres")))
 }
 
-/// Where the configuration goes when nobody says: as root, which made the folder for us, into /etc.
+/// Where the configuration goes when nobody says: into /etc where that may be written, as root has made sure of.
 fn default_file() -> PathBuf {
     let system = PathBuf::from(SEARCH_PATH[1]);
     match system.parent().is_some_and(is_ours_to_write) {
@@ -247,13 +255,9 @@ fn default_file() -> PathBuf {
     }
 }
 
-/// Whether a configuration was named or is found.
-fn is_configured(args: &Args) -> bool {
-    args.overrides.config.is_some() || SEARCH_PATH.iter().any(|file| Path::new(file).exists())
-}
-
+/// Root will make it, and give it to the owner of the data directory.
 fn is_ours_to_write(folder: &Path) -> bool {
-    access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    rustix::process::geteuid().is_root() || access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
 
 /// Where the store goes when nobody says: where daemons keep such things, or beside the data directory.

@@ -64,7 +64,7 @@ impl Bundle {
 
     /// Reads and checks a bundle; `-` is the standard input. Blocks.
     pub fn read(path: &Path) -> Result<Bundle, ConfigError> {
-        let failed = |e| ConfigError::File(FileError::new("read", path, e));
+        let failed = |e| ConfigError::BundleFile(FileError::new("read", path, e));
         let mut text = String::new();
         if path == Path::new("-") {
             std::io::stdin().take(LIMIT_BYTES).read_to_string(&mut text).map_err(failed)?;

@@ -60,6 +60,9 @@ pub enum ConfigError {
         /// The file that was read, if any.
         source_file: Option<PathBuf>,
     },
+    /// A join bundle that cannot be read.
+    #[error(transparent)]
+    BundleFile(FileError),
     /// A join bundle that cannot be used.
     #[error("{origin} is not a usable join bundle: {reason}")]
     Bundle {
@@ -108,6 +111,7 @@ impl ConfigError {
                 format!("Add `{}`; `man walship.toml` describes every key.", key.rsplit('.').next().unwrap_or(key))
             }
             ConfigError::Unfit { hint, .. } => (*hint).to_owned(),
+            ConfigError::BundleFile(_) => "Name the file that `walship invite NAME` made.".to_owned(),
             ConfigError::Bundle { .. } => {
                 "Make a new one with `walship invite NAME` where `walship init` ran, and copy it whole.".to_owned()
             }

@@ -1,12 +1,14 @@
 //! Connections from other nodes: who they are, what they want, and which stage serves them.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::node::{Node, link_role};
+use super::postgres::CONFIGURATION_FILE;
 use super::{epochs, members};
 use crate::backup;
 use crate::fault::WithFault;
@@ -190,8 +192,18 @@ async fn answer(node: &Arc<Node>, mut conn: Conn<Socket>) -> anyhow::Result<()> 
             timeline: state.timelines.last().map(wire_identity),
             positions: node.positions(),
             postgres: ask_postgres(node).await,
+            holds_configuration: node.blocking("look for postgresql.conf", holds_configuration).await?,
         };
         conn.write(Message::Answer(Box::new(answer))).await.context("answer")?;
+    }
+}
+
+/// A link to a file elsewhere does not count: a base backup leaves it out. Blocks.
+fn holds_configuration(node: &Node) -> Option<bool> {
+    match node.config.postgres.data_directory.join(CONFIGURATION_FILE).symlink_metadata() {
+        Ok(found) => Some(found.is_file()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Some(false),
+        Err(_) => None,
     }
 }
 

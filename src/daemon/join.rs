@@ -10,24 +10,31 @@ use std::sync::Arc;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
+use super::ask::ask;
 use super::follow;
 use super::node::Node;
+use super::postgres::{self, CONFIGURATION_FILE};
 use crate::config::Config;
-use crate::fault::Fault;
+use crate::fault::{Fault, Outcome, WithFault};
 use crate::feed;
-use crate::link::message::{Hello, Purpose, Role};
+use crate::link::message::{Answer, Hello, Purpose, Role};
 use crate::link::{Conn, Link, LinkError, Security, Socket, dial, handshake};
+use crate::pg::sql::ServerVersion;
 use crate::pg::{SegmentSize, TimelineId};
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
+use crate::restore::target::{self, Standing};
 use crate::restore::{self, Options, Progress, Report, WalSink, WalSource};
-use crate::store::{NewStore, RawStep, Store, Visibility};
+use crate::store::{Identity, NewStore, RawStep, Store, Visibility};
+use crate::tls::Credentials;
 use crate::vitals::Cell;
 
 /// What a new standby is told.
 pub struct Join {
     /// Where the primary may be.
     pub addresses: Vec<String>,
+    /// What this node shows when it asks there.
+    pub credentials: Arc<Credentials>,
     /// The cluster that the bundle is for.
     pub system_identifier: Option<u64>,
     /// The port of the new PostgreSQL; `None` for the configuration's.
@@ -46,60 +53,89 @@ pub struct Join {
     pub progress: Arc<Cell<Progress>>,
 }
 
-/// Opens the store, or makes it for the cluster that the primary serves.
-pub async fn open_store(config: &Config, join: &Join) -> anyhow::Result<Store> {
-    let addresses = join.addresses.clone();
-    let folder = config.store.clone();
-    let store = if Store::exists(&folder) {
-        tokio::task::spawn_blocking(move || Store::open(&folder)).await.context("open the store")??
-    } else {
-        let theirs = first_primary(config, join).await?;
-        let new = NewStore {
-            system_identifier: theirs
-                .system_identifier
-                .context("the primary did not say which cluster it is")?,
-            segment_size: SegmentSize::new(
-                theirs.segment_size.context("the primary did not say its segment size")?,
-            )?,
-        };
-        tokio::task::spawn_blocking(move || Store::create(&folder, new)).await.context("make the store")??
-    };
-    let noted = store.clone();
-    tokio::task::spawn_blocking(move || noted.update_state(|state| state.join_addresses = addresses))
-        .await
-        .context("note the addresses")??;
-    Ok(store)
+/// Looks whether this node may join, and changes nothing: what is refused, is refused here. The store that it begins
+/// with; `None` where it has joined already and only goes on.
+pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStore>> {
+    let (data_directory, store) = (config.postgres.data_directory.clone(), config.store.clone());
+    let expected = join.system_identifier;
+    let looked = tokio::task::spawn_blocking(move || {
+        let store = Store::identity_in(&store)?;
+        if store.is_some() && Standing::at(&data_directory)?.is_complete_and_of(expected) {
+            return anyhow::Ok(None);
+        }
+        target::require_free(&data_directory, expected)?;
+        Ok(Some(store))
+    });
+    let Some(store) = looked.await.context("look at what is here")?? else { return Ok(None) };
+    let (hello, answer) = ask_primary(config, join, store).await?;
+    if !join.has_own_configuration {
+        if answer.holds_configuration == Some(false) {
+            return Err(no_configuration(&format!("a copy of {} would have no postgresql.conf", hello.node)));
+        }
+        if let Some(version) = hello.postgres_version {
+            postgres::binaries_of(config, ServerVersion(version).major()).await?;
+        }
+    }
+    let segment_size = hello.segment_size.context("the primary did not say its segment size")?;
+    Ok(Some(NewStore {
+        system_identifier: hello.system_identifier.context("the primary did not say which cluster it is")?,
+        segment_size: SegmentSize::new(segment_size)?,
+    }))
 }
 
-/// Asks at each address who is there, before this node is anybody.
-async fn first_primary(config: &Config, join: &Join) -> anyhow::Result<Hello> {
-    let security = Security::Tls(super::node::load_credentials(config)?);
+fn no_configuration(what: &str) -> anyhow::Error {
+    Fault::refused(
+        format!("{what}: the primary keeps its configuration outside its data directory"),
+        "Name this host's own folder with postgresql.conf and pg_hba.conf: --config-directory DIR, on Debian \
+         /etc/postgresql/VERSION/main.",
+    )
+}
+
+/// Opens the store, or makes it.
+pub async fn open_store(config: &Config, join: &Join, new: NewStore) -> anyhow::Result<Store> {
+    let (folder, addresses) = (config.store.clone(), join.addresses.clone());
+    let opened = tokio::task::spawn_blocking(move || {
+        let store = if Store::exists(&folder) { Store::open(&folder)? } else { Store::create(&folder, new)? };
+        store.update_state(|state| state.join_addresses = addresses)?;
+        anyhow::Ok(store)
+    });
+    opened.await.context("open the store")?
+}
+
+/// Asks at each address who is there. Nothing was changed yet, so what speaks against this node is a refusal.
+async fn ask_primary(
+    config: &Config,
+    join: &Join,
+    store: Option<Identity>,
+) -> anyhow::Result<(Hello, Answer)> {
+    let security = Security::Tls(Arc::clone(&join.credentials));
+    let system_identifier = store.as_ref().map(|store| store.system_identifier).or(join.system_identifier);
     let ours = Hello {
-        system_identifier: join.system_identifier,
+        system_identifier,
+        store_uuid: store.map(|store| store.store_uuid),
         advertise: Some(config.advertise.to_string()),
         ..Hello::of_stranger(config.name.clone(), Role::Standby, Purpose::Ask)
     };
     let mut failures = Vec::new();
     for address in &join.addresses {
-        let asked = async {
-            let mut link = dial::dial(address, &security).await?;
-            handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await
-        };
-        match asked.await {
-            Ok(hello) if hello.role == Role::Primary => return Ok(hello),
-            Ok(hello) => failures.push((address, anyhow::anyhow!("{} is a standby", hello.node))),
-            Err(error) => failures.push((address, error.into())),
+        match ask(address, &security, &ours).await {
+            Ok((hello, answer)) if hello.role == Role::Primary => return Ok((hello, answer)),
+            Ok((hello, _)) => failures.push((address, anyhow::anyhow!("{} is a standby", hello.node))),
+            Err(error) => failures.push((address, error)),
         }
     }
-    Err(no_primary(&failures))
+    let refused = failures.iter().any(|(_, error)| refusal(error).is_some());
+    Err(no_primary(&failures)).outcome(if refused { Outcome::Refused } else { Outcome::Failed })
+}
+
+/// What speaks against this node, unless it is only that nobody is there.
+fn refusal(error: &anyhow::Error) -> Option<&LinkError> {
+    error.downcast_ref::<LinkError>().filter(|error| !error.is_gone())
 }
 
 /// What each address had to say. A refusal brings its own hint.
 fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
-    let refusal = |error: &anyhow::Error| {
-        error.downcast_ref::<LinkError>().filter(|error| !error.is_gone()).and_then(LinkError::hint)
-    };
-    let hint = failures.iter().find_map(|(_, error)| refusal(error)).unwrap_or_else(|| {
+    let hint = failures.iter().find_map(|(_, error)| refusal(error)?.hint()).unwrap_or_else(|| {
         "Is `walship primary` running there, and can this host reach it? `advertise` in its walship.toml is the \
          address in the bundle."
             .to_owned()
@@ -134,16 +170,12 @@ pub async fn copy(node: &Arc<Node>, join: &Join) -> anyhow::Result<Report> {
     let copied = restore::take_backup(options, connect, Some(wal), Arc::clone(&join.progress)).await;
     following.cancel();
     let report = copied?;
-    let configuration = node.config.postgres.data_directory.join("postgresql.conf");
+    let configuration = node.config.postgres.data_directory.join(CONFIGURATION_FILE);
     if !join.has_own_configuration && !configuration.exists() {
         return Err(Fault::usage(
-            format!(
-                "the copy is complete, but {} holds no postgresql.conf: the primary keeps its configuration elsewhere",
-                node.config.postgres.data_directory.display()
-            ),
-            "Put the configuration into a folder of this host, set start_command in walship.toml, as in \
-             \"pg_ctl start -D PGDATA -o '-c config_file=FOLDER/postgresql.conf'\", and go on with `walship run`. \
-             (`walship standby --config-directory FOLDER` says it from the beginning.)",
+            "the copy is complete, but it came without postgresql.conf",
+            "Set start_command in walship.toml, as in \"pg_ctl start -D PGDATA -o '-c config_file=FOLDER/postgresql.conf'\", \
+             and go on with `walship run`.",
         ));
     }
     Ok(report)

@@ -26,10 +26,12 @@ const PUBLICATIONS_A_WRITE: u32 = 15;
 
 /// Whether a node may come in with this certificate and this store.
 pub fn admit(store: &Store, hello: &Hello, identity: Option<&Identity>) -> Result<(), Reject> {
-    let Some((identity, uuid)) = identity.zip(hello.store_uuid.as_ref()) else { return Ok(()) };
+    // Who is to become a standby has no store yet; others without one ask for nothing that binds a certificate.
+    let joins = hello.role == Role::Standby && hello.store_uuid.is_none();
+    let Some(identity) = identity.filter(|_| joins || hello.store_uuid.is_some()) else { return Ok(()) };
     let state = store.state();
     let Some(known) = state.member(&hello.node) else { return Ok(()) };
-    let same_store = known.store_uuid == *uuid;
+    let same_store = hello.store_uuid.as_ref() == Some(&known.store_uuid);
     let reject = |message: String| {
         let hint =
             format!("On the primary run `walship invite {}` and join with the new bundle.", hello.node);

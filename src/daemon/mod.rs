@@ -4,6 +4,7 @@
 //! one life and begins the other, in the same process on the same store. SIGTERM ends it and leaves PostgreSQL running.
 
 mod accept;
+mod ask;
 pub mod control;
 mod epochs;
 mod follow;
@@ -34,10 +35,9 @@ use crate::failpoint;
 use crate::fault::{Fault, WithFault};
 use crate::pg::control::{CONTROL_FILE, ControlFile};
 use crate::pg::sql::Sql;
-use crate::restore;
 use crate::store::{NewStore, NodeRole, Store, StoreError};
 
-pub use join::Join;
+pub use join::{Join, look};
 use node::Node;
 pub use node::conninfo;
 
@@ -113,20 +113,10 @@ pub async fn resume(config: Config) -> anyhow::Result<()> {
 }
 
 /// Makes this node a standby: a base backup into an empty data directory, then a standby's life. Where the copy is
-/// complete already it goes on.
-pub async fn join(config: Config, join: Join) -> anyhow::Result<()> {
-    let data_directory = config.postgres.data_directory.clone();
-    let looked = tokio::task::spawn_blocking(move || restore::target::Standing::at(&data_directory));
-    let standing = looked.await.context("look at the data directory")??;
-    if Store::exists(&config.store) && standing.is_complete_and_of(join.system_identifier) {
-        return resume(config).await;
-    }
-    let expected = join.system_identifier;
-    let data_directory = config.postgres.data_directory.clone();
-    let looked =
-        tokio::task::spawn_blocking(move || restore::target::require_free(&data_directory, expected));
-    looked.await.context("look at the data directory")??;
-    let store = join::open_store(&config, &join).await?;
+/// complete already it goes on. `found` is what [`look`] found.
+pub async fn join(config: Config, join: Join, found: Option<NewStore>) -> anyhow::Result<()> {
+    let Some(new) = found else { return resume(config).await };
+    let store = join::open_store(&config, &join, new).await?;
     serve(config, store, Life::Joining(join)).await
 }
 

@@ -26,6 +26,9 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 /// Where PostgreSQL's own log goes when walship starts it with pg_ctl, below the store.
 pub const LOG_FILE: &str = "postgresql.log";
 
+/// PostgreSQL's configuration, in the data directory unless a person or a package put it elsewhere.
+pub const CONFIGURATION_FILE: &str = "postgresql.conf";
+
 /// Whether a postmaster runs on this data directory: by its pid file, and whether that process lives. So does a
 /// backend that somebody runs alone, which writes its number with a minus.
 pub fn is_running(data_directory: &Path) -> io::Result<bool> {
@@ -93,10 +96,17 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
         .hint(format!("Its own log says why: {}", log.display()))
 }
 
+/// The programs for the data directory that is here.
 async fn binaries(config: &Config) -> anyhow::Result<Binaries> {
-    let (folder, data_directory) =
-        (config.postgres.bin_directory.clone(), config.postgres.data_directory.clone());
-    let found = tokio::task::spawn_blocking(move || binaries_for(folder.as_deref(), &data_directory));
+    let version = config.postgres.data_directory.join("PG_VERSION");
+    let version = tokio::fs::read_to_string(version).await.context("read PG_VERSION")?;
+    binaries_of(config, version.trim().parse().context("read PG_VERSION")?).await
+}
+
+/// The programs of a major version, by which PostgreSQL is started here.
+pub async fn binaries_of(config: &Config, major: u32) -> anyhow::Result<Binaries> {
+    let folder = config.postgres.bin_directory.clone();
+    let found = tokio::task::spawn_blocking(move || find_binaries(folder.as_deref(), major));
     found.await.context("look for PostgreSQL's programs")?
 }
 
@@ -120,13 +130,18 @@ async fn pg_ctl_start(config: &Config) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// The programs of the data directory's own major version. Blocks.
-fn binaries_for(folder: Option<&Path>, data_directory: &Path) -> anyhow::Result<Binaries> {
+/// Blocks: it runs programs.
+fn find_binaries(folder: Option<&Path>, major: u32) -> anyhow::Result<Binaries> {
     if let Some(folder) = folder {
-        return Ok(Binaries::at(folder)?);
+        let named = Binaries::at(folder)?;
+        anyhow::ensure!(
+            named.major() == major,
+            "{} holds the programs of PostgreSQL {}, not {major}",
+            folder.display(),
+            named.major()
+        );
+        return Ok(named);
     }
-    let version = std::fs::read_to_string(data_directory.join("PG_VERSION")).context("read PG_VERSION")?;
-    let major: u32 = version.trim().parse().context("read PG_VERSION")?;
     let found = Binaries::find().ok().filter(|found| found.major() == major);
     found
         .or_else(|| Binaries::of_debian().into_iter().find(|found| found.major() == major))

@@ -11,6 +11,7 @@ use anyhow::Context;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::ask::{ANSWER_WITHIN, ask};
 use super::node::Node;
 use super::request::Request;
 use super::{follow, members};
@@ -19,15 +20,11 @@ use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::feed::ReplyRequests;
 use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
-use crate::link::{LinkError, Message, dial, handshake};
 use crate::pg::Lsn;
 use crate::pg::sql::Sql;
 use crate::promote::{self, Facts, Other, Plan, Primary};
 use crate::store::{Branch, NodeRole};
 use crate::vitals::Contact;
-
-/// Patience with each node that is asked; they are asked at once.
-const ASK_WITHIN: Duration = Duration::from_secs(4);
 
 /// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
 const DRAIN_STALL: Duration = Duration::from_secs(60);
@@ -95,11 +92,14 @@ async fn ask_everyone(node: &Arc<Node>) -> BTreeMap<String, Answer> {
     let mut asked = JoinSet::new();
     for address in addresses.into_iter().filter(|address| !address.is_empty()) {
         let node = Arc::clone(node);
-        asked.spawn(async move { timeout(ASK_WITHIN, ask(&node, &address)).await });
+        asked.spawn(async move {
+            let (security, ours) = (node.security(), node.hello(Purpose::Ask));
+            timeout(ANSWER_WITHIN, ask(&address, &security, &ours)).await
+        });
     }
     let answers = asked.join_all().await.into_iter().filter_map(|asked| asked.ok()?.ok());
     answers
-        .map(|answer| (answer.node.clone(), answer))
+        .map(|(_, answer)| (answer.node.clone(), answer))
         .filter(|(name, _)| *name != node.config.name)
         .collect()
 }
@@ -113,17 +113,6 @@ fn primary_of(answer: &Answer) -> Primary {
             let stored_lsn = answer.positions.map_or(Lsn::INVALID, |at| at.flushed_lsn);
             Primary::Down { node, stored_lsn }
         }
-    }
-}
-
-/// Asks one node how it is.
-async fn ask(node: &Arc<Node>, address: &str) -> anyhow::Result<Answer> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
-    link.conn.write(Message::Ask).await?;
-    match link.conn.read_within(ASK_WITHIN).await? {
-        Message::Answer(answer) => Ok(*answer),
-        other => Err(LinkError::unexpected("Answer", other).into()),
     }
 }
 

@@ -69,6 +69,16 @@ pub struct Identity {
     pub segment_size: SegmentSize,
 }
 
+impl Identity {
+    fn of(state: &State) -> Identity {
+        Identity {
+            store_uuid: state.store_uuid.clone(),
+            system_identifier: state.system_identifier,
+            segment_size: state.segment_size,
+        }
+    }
+}
+
 /// How far the newest timeline reaches here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Positions {
@@ -127,17 +137,22 @@ impl Store {
         Ok(Store::with(folder, lock, state, index))
     }
 
+    /// What the store in `folder` is, without opening it; `None` where there is none.
+    pub fn identity_in(folder: &Path) -> Result<Option<Identity>, StoreError> {
+        let path = folder.join(folder::STATE_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        Ok(Some(Identity::of(&state::read(&path)?)))
+    }
+
     /// True when `folder` holds a store.
     pub fn exists(folder: &Path) -> bool {
         folder.join(folder::STATE_FILE).exists()
     }
 
     fn with(folder: &Path, lock: File, state: State, index: Index) -> Store {
-        let identity = Identity {
-            store_uuid: state.store_uuid.clone(),
-            system_identifier: state.system_identifier,
-            segment_size: state.segment_size,
-        };
+        let identity = Identity::of(&state);
         let positions = index.positions(state.newest_timeline());
         Store(Arc::new(Inner {
             folder: folder.to_owned(),

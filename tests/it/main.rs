@@ -23,6 +23,8 @@ mod demo;
 mod feed;
 /// The harness itself: what it must notice, it notices.
 mod harness_itself;
+/// Joining: what is looked at before anything is made.
+mod joining;
 /// Lag, without a sidecar and with.
 mod lag;
 /// What acknowledged rows are checked with.

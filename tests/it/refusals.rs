@@ -10,7 +10,7 @@ use walship::clock::WallTime;
 use walship::demo::ClusterOptions;
 use walship::tls::{Authority, Kind, Pem};
 
-use crate::harness::{Node, Test};
+use crate::harness::{Node, Test, everything_below};
 
 /// A new primary whose sidecar does not run yet.
 async fn prepared(test: &Test) -> Node {
@@ -158,12 +158,13 @@ async fn bundles_that_were_used_before_or_are_for_another_cluster() {
     db2.join(&bundle, &[]);
     db2.follows(&db1).await;
     let twin = Node::empty(&test, "twin");
+    let untouched = everything_below(twin.folder());
     let texts = [
         "the invitation of db2 was used before, by another store",
         "hint: On the primary run `walship invite db2`",
     ];
-    twin.joins_in_vain(&bundle).await.failed(1, &texts);
-    assert!(!twin.cluster.data_directory().join("PG_VERSION").exists());
+    twin.joins_in_vain(&bundle, &[]).await.failed(3, &texts);
+    assert_eq!(everything_below(twin.folder()), untouched);
     db2.follows(&db1).await;
 
     // A new invitation is taken in place of the old one, and its node in place of the other.
@@ -190,12 +191,18 @@ async fn bundles_that_were_used_before_or_are_for_another_cluster() {
     let astray = Node::empty(&test, "astray");
     let bundle = db1.invite_to("astray", &other).await;
     let texts = ["are of different database clusters: system identifiers", "hint: "];
-    astray.joins_in_vain(&bundle).await.failed(1, &texts);
+    let untouched = everything_below(astray.folder());
+    astray.joins_in_vain(&bundle, &[]).await.failed(3, &texts);
+    assert_eq!(everything_below(astray.folder()), untouched);
+    let reader = db1.folder().join("reader.bundle");
+    db1.walship(&["invite", "reports", "--reader", "-o", reader.to_str().unwrap()]).await.succeeded();
+    astray.joins_in_vain(&reader, &[]).await.failed(2, &["the bundle of reports is a reader's", "hint: "]);
+    assert_eq!(everything_below(astray.folder()), untouched);
 
     // A data directory is never overwritten, whatever is in it.
     let bundle = db1.invite("db3").await;
     let db3 = Node::new(&test, "db3", ClusterOptions::default()).await;
-    db3.joins_in_vain(&bundle)
+    db3.joins_in_vain(&bundle, &[])
         .await
         .failed(3, &["is not empty: it holds", "hint: Name another folder with -D"]);
     assert!(db3.cluster.is_ready().await);
@@ -203,11 +210,12 @@ async fn bundles_that_were_used_before_or_are_for_another_cluster() {
     test.account.create_folder(&junk.cluster.data_directory()).unwrap();
     std::fs::write(junk.cluster.data_directory().join("thesis.txt"), "all I have").unwrap();
     let bundle = db1.invite("db4").await;
-    junk.joins_in_vain(&bundle).await.failed(3, &["is not empty", "thesis.txt", "hint: "]);
-    assert!(junk.cluster.data_directory().join("thesis.txt").exists());
+    let untouched = everything_below(junk.folder());
+    junk.joins_in_vain(&bundle, &[]).await.failed(3, &["is not empty", "thesis.txt", "hint: "]);
+    assert_eq!(everything_below(junk.folder()), untouched);
 
     std::fs::write(&bundle, "{\"walship_join_bundle\": 1, \"na").unwrap();
-    junk.joins_in_vain(&bundle)
+    junk.joins_in_vain(&bundle, &[])
         .await
         .failed(2, &["db4.join is not a usable join bundle", "hint: Make a new one"]);
 }

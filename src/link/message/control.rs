@@ -241,6 +241,9 @@ pub struct Answer {
     pub positions: Option<Positions>,
     /// What its PostgreSQL says, asked just now.
     pub postgres: PostgresAnswer,
+    /// Whether `postgresql.conf` lies in its data directory, so that a copy of that has one; `None` when unknown.
+    #[serde(default)]
+    pub holds_configuration: Option<bool>,
 }
 
 /// Whether a node's PostgreSQL answers.

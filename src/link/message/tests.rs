@@ -62,6 +62,7 @@ fn one_of_each() -> Vec<Message> {
         timeline: Some(timeline.clone()),
         positions: Some(positions),
         postgres: PostgresAnswer::Up { in_recovery: true, lsn: Lsn(3) },
+        holds_configuration: Some(true),
     };
     let frame = OpenFrame { start_lsn: Lsn(1 << 20), bytes: 99, sha256: Digest([0xAB; 32]) };
     let heartbeat = Heartbeat { server_flush_lsn: Lsn(9), server_time: now, sent_lsn: Lsn(8) };

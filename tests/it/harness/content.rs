@@ -67,3 +67,9 @@ fn decode(path: &Path) -> Option<Content> {
     }
     Some(Content { wal, sealed })
 }
+
+/// Everything below a folder, with the content of files. Sockets and what a running server writes are not asked for.
+pub fn everything_below(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = walkdir::WalkDir::new(folder).into_iter().map(Result::unwrap);
+    entries.map(|entry| (entry.path().to_owned(), std::fs::read(entry.path()).unwrap_or_default())).collect()
+}

@@ -83,7 +83,7 @@ impl Node {
     }
 
     /// What `walship standby` is told in this node's place.
-    fn join_arguments(&self, bundle: &Path) -> Vec<String> {
+    pub fn join_arguments(&self, bundle: &Path) -> Vec<String> {
         let (port, socket) = (self.cluster.port().to_string(), self.cluster.socket_folder());
         let own = ["standby", "--join", text(bundle), "-p", &port, "-k", text(&socket)];
         own.into_iter().map(str::to_owned).chain(self.place()).collect()
@@ -97,9 +97,9 @@ impl Node {
     }
 
     /// Runs `walship standby --join` to its end, for one that is refused.
-    pub async fn joins_in_vain(&self, bundle: &Path) -> Finished {
+    pub async fn joins_in_vain(&self, bundle: &Path, more: &[&str]) -> Finished {
         let arguments = self.join_arguments(bundle);
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).chain(more.iter().copied()).collect();
         self.walship(&arguments).await
     }
 

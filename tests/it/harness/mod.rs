@@ -14,6 +14,7 @@ mod sidecar;
 mod test;
 
 pub use command::Finished;
+pub use content::everything_below;
 pub use log::Log;
 pub use node::Node;
 pub use sidecar::Sidecar;

@@ -1,0 +1,42 @@
+//! Joining: what is looked at before anything is made.
+
+use std::fs;
+use std::path::Path;
+
+use crate::harness::{Node, Test, everything_below};
+
+/// Takes the configuration of a running server out of its data directory, as Debian has it from the beginning.
+fn move_configuration(node: &Node, to: &Path) {
+    for file in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        fs::rename(node.cluster.data_directory().join(file), to.join(file)).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_is_elsewhere_is_missed_before_the_copy() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let etc = test.folder().join("etc");
+    test.account.create_folder(&etc).unwrap();
+    move_configuration(&db1, &etc);
+    let bundle = db1.invite("db2").await;
+    let mut db2 = Node::empty(&test, "db2");
+    let before = everything_below(db2.folder());
+    let texts = [
+        "a copy of db1 would have no postgresql.conf",
+        "hint: Name this host's own folder with postgresql.conf and pg_hba.conf: --config-directory DIR",
+    ];
+    db2.joins_in_vain(&bundle, &[]).await.failed(3, &texts);
+    db2.joins_in_vain(&bundle, &["--config-directory", "/nonexistent"])
+        .await
+        .failed(2, &["read /nonexistent/postgresql.conf", "hint: --config-directory takes"]);
+    assert_eq!(everything_below(db2.folder()), before);
+    assert!(db1.status().await.unwrap().members.iter().all(|member| member.name == "db1"));
+
+    let conf = etc.join("postgresql.conf");
+    let files = format!("hba_file = '{0}/pg_hba.conf'\nident_file = '{0}/pg_ident.conf'\n", etc.display());
+    fs::write(&conf, fs::read_to_string(&conf).unwrap() + &files).unwrap();
+    db2.join(&bundle, &["--config-directory", etc.to_str().unwrap()]);
+    db2.follows(&db1).await;
+    assert_eq!(db2.cluster.value("SHOW config_file").await.unwrap(), conf.display().to_string());
+}
