@@ -1,6 +1,6 @@
 //! `walship basebackup`: an ordinary data directory, from a sidecar elsewhere or from a PostgreSQL on this host.
 
-use std::io::{ErrorKind, IsTerminal, stderr};
+use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "HOST:PORT")]
     from: Option<Address>,
     /// The bundle that `walship invite --reader` made; `-` for standard input. Without --from, its address is used
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", overrides_with = "bundle")]
     bundle: Option<PathBuf>,
     /// The data directory of the PostgreSQL on this host, instead of the configuration's
     #[arg(long, value_name = "PGDATA", conflicts_with_all = ["from", "bundle"])]
@@ -113,10 +113,16 @@ enum Source {
 /// Copies.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let options = options(args)?;
-    privilege::make_folder(&options.target)?;
-    privilege::become_owner_of(&options.target)?;
-    let source = source(args)?;
     let target = options.target.clone();
+    let bundle = args.bundle.as_deref().map(Bundle::read).transpose().advised()?;
+    privilege::make_folder(&target)?;
+    match &bundle {
+        Some(bundle) => {
+            privilege::become_owner_with(&target, &bundle.render().advised()?, &["--bundle", "-"])?
+        }
+        None => privilege::become_owner_of(&target)?,
+    }
+    let source = source(args, bundle.as_ref())?;
     let report = runtime()?.block_on(copy(source, options, args.progress || stderr().is_terminal()))?;
     tell(&target, &report, args)
 }
@@ -156,9 +162,9 @@ fn standby_settings(args: &Args) -> anyhow::Result<Option<StandbySettings>> {
 }
 
 /// What the flags and the configuration say about the source. Blocks.
-fn source(args: &Args) -> anyhow::Result<Source> {
-    let mut remote = match (&args.bundle, &args.from) {
-        (Some(path), _) => Remote::from_bundle(&read_bundle(path)?)?,
+fn source(args: &Args, bundle: Option<&Bundle>) -> anyhow::Result<Source> {
+    let mut remote = match (bundle, &args.from) {
+        (Some(bundle), _) => Remote::from_bundle(bundle)?,
         (None, Some(address)) => {
             let hint = "With --from this host needs a walship.toml and the certificate that goes with it; \
                         a host that is no node takes --bundle FILE, which `walship invite --reader NAME` makes.";
@@ -172,19 +178,6 @@ fn source(args: &Args) -> anyhow::Result<Source> {
     }
     remote.with_wal = !args.no_wal;
     Ok(Source::Remote(remote))
-}
-
-fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {
-    let read = Bundle::read(path);
-    let hint = match &read {
-        Err(ConfigError::File(error)) if error.kind() == ErrorKind::PermissionDenied => {
-            "Who reads it is the owner of DIR, also where root runs this: give it on the standard input, \
-             `--bundle - < FILE`."
-        }
-        Err(ConfigError::File(_)) => "Name the file that `walship invite --reader NAME` made.",
-        _ => return read.advised(),
-    };
-    read.hint(hint).outcome(Outcome::Usage)
 }
 
 fn local(args: &Args) -> anyhow::Result<Local> {

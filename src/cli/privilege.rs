@@ -3,13 +3,15 @@
 //! Started as root, a command becomes the owner of the data directory by running itself again as that account, before
 //! any thread or runtime exists.
 
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::Context;
-use rustix::fs::{Access, access};
+use rustix::fs::{Access, MemfdFlags, access};
 use rustix::process::{Gid, Uid};
 
 use crate::config::SEARCH_PATH;
@@ -24,10 +26,16 @@ pub fn become_owner_of(path: &Path) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    match path.ancestors().find_map(|folder| std::fs::metadata(folder).ok()) {
-        Some(owner) if owner.uid() != 0 => become_account(&owner.uid().to_string()),
-        _ => become_postgres(),
+    become_account(&owner_of(path), None)
+}
+
+/// The same with something that only root can read, as the standard input; `more` is added to the arguments and says
+/// so.
+pub fn become_owner_with(path: &Path, input: &str, more: &[&str]) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
     }
+    become_account(&owner_of(path), Some((in_memory(input)?, more)))
 }
 
 /// When root, goes on as `postgres`.
@@ -35,7 +43,23 @@ pub fn become_postgres() -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    become_account(POSTGRES)
+    become_account(POSTGRES, None)
+}
+
+/// The account whose `path` is: by number, or that of PostgreSQL's packages for what is root's.
+fn owner_of(path: &Path) -> String {
+    match path.ancestors().find_map(|folder| std::fs::metadata(folder).ok()) {
+        Some(owner) if owner.uid() != 0 => owner.uid().to_string(),
+        _ => POSTGRES.to_owned(),
+    }
+}
+
+/// A file that is on no disk, to be read from its start.
+fn in_memory(content: &str) -> anyhow::Result<File> {
+    let file = rustix::fs::memfd_create("walship", MemfdFlags::CLOEXEC).context("make a file in memory")?;
+    let mut file = File::from(file);
+    file.write_all(content.as_bytes()).and_then(|()| file.rewind()).context("write a file in memory")?;
+    Ok(file)
 }
 
 /// The numbers of an account, by name or number.
@@ -45,7 +69,7 @@ pub fn account(account: &str) -> anyhow::Result<(Uid, Gid)> {
     Ok((Uid::from_raw(one("-u")?), Gid::from_raw(one("-g")?)))
 }
 
-fn become_account(name: &str) -> anyhow::Result<()> {
+fn become_account(name: &str, input: Option<(File, &[&str])>) -> anyhow::Result<()> {
     let (uid, gid) = account(name)?;
     let has_own_file = Path::new(SEARCH_PATH[0]).exists();
     let groups: Vec<Gid> = numbers("-G", name)?.into_iter().map(Gid::from_raw).collect();
@@ -61,6 +85,9 @@ fn become_account(name: &str) -> anyhow::Result<()> {
         again.current_dir("/");
     }
     again.args(std::env::args_os().skip(1)).arg0("walship");
+    if let Some((input, more)) = input {
+        again.args(more).stdin(input);
+    }
     if let Some((user, home)) = passwd_entry(name) {
         again.env("USER", &user).env("LOGNAME", &user).env("HOME", home);
     }

@@ -42,7 +42,7 @@ const SYSTEM_STORE: &str = "/var/lib/walship";
 ]))]
 pub struct Args {
     /// The join bundle that `walship invite` made on the primary; `-` for standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", overrides_with = "join")]
     join: Option<PathBuf>,
     /// The port of the new PostgreSQL, instead of what its configuration says
     #[arg(short = 'p', long, value_name = "PORT")]
@@ -110,7 +110,8 @@ fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
     };
     let found = runtime()?.block_on(daemon::look(&config, &join))?;
     make_folders(&config, new_file.as_ref().map(|(file, _)| file.as_path()))?;
-    privilege::become_owner_of(&config.postgres.data_directory)?;
+    let text = bundle.render().advised()?;
+    privilege::become_owner_with(&config.postgres.data_directory, &text, &["--join", "-"])?;
     if let Some((file, text)) = new_file {
         durable::write(&file, text.as_bytes())
             .hint("Run it where its account may write, or name another file with --config.")?;

@@ -1,7 +1,9 @@
-//! Joining: what is looked at before anything is made.
+//! Joining: what is looked at before anything is made, and who may run it.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::process::Command;
 
 use crate::harness::{Node, Test, everything_below};
 
@@ -39,4 +41,27 @@ async fn a_configuration_that_is_elsewhere_is_missed_before_the_copy() {
     db2.join(&bundle, &["--config-directory", etc.to_str().unwrap()]);
     db2.follows(&db1).await;
     assert_eq!(db2.cluster.value("SHOW config_file").await.unwrap(), conf.display().to_string());
+}
+
+#[tokio::test]
+async fn a_bundle_that_only_root_can_read_is_handed_to_the_owner() {
+    if !rustix::process::geteuid().is_root() {
+        return; // nobody else can hand anything over
+    }
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let bundle = db1.invite("db2").await;
+    let roots = tempfile::tempdir().unwrap();
+    let hidden = roots.path().join("db2.join");
+    fs::copy(&bundle, &hidden).unwrap();
+    fs::set_permissions(&hidden, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut db2 = Node::empty(&test, "db2");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walship"));
+    command.args(db2.join_arguments(&hidden));
+    db2.sidecar.start_command(command);
+    db2.follows(&db1).await;
+    let owner = fs::metadata(db2.folder()).unwrap().uid();
+    for made in [db2.config_file(), db2.store().join("tls/node.key"), db2.cluster.data_directory()] {
+        assert_eq!(fs::metadata(&made).unwrap().uid(), owner, "{}", made.display());
+    }
 }

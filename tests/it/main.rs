@@ -23,7 +23,7 @@ mod demo;
 mod feed;
 /// The harness itself: what it must notice, it notices.
 mod harness_itself;
-/// Joining: what is looked at before anything is made.
+/// Joining: what is looked at before anything is made, and who may run it.
 mod joining;
 /// Lag, without a sidecar and with.
 mod lag;
