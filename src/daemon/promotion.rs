@@ -22,7 +22,8 @@ use crate::feed::ReplyRequests;
 use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
 use crate::pg::Lsn;
 use crate::pg::sql::Sql;
-use crate::promote::{self, Facts, Other, Plan, Primary};
+use crate::pg::sql::promotion as sql;
+use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
 use crate::store::{Branch, NodeRole};
 use crate::vitals::Contact;
 
@@ -35,7 +36,7 @@ const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Asks all nodes and plans.
 pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {
-    let facts = gather(node).await;
+    let facts = gather(node).await?;
     let plan = promote::plan(&facts, request.force);
     let plan = plan.map_err(|refusal| Fault::refused(&refusal.reason, refusal.hint.clone()))?;
     for warning in &plan.warnings {
@@ -45,7 +46,8 @@ pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {
     Ok(plan)
 }
 
-async fn gather(node: &Arc<Node>) -> Facts {
+async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
+    let replay = look_at_replay(node).await?;
     let state = node.store.state();
     let answers = ask_everyone(node).await;
     let receive = node.vitals.receive.get();
@@ -56,6 +58,7 @@ async fn gather(node: &Arc<Node>) -> Facts {
         epoch: state.committed_epoch,
         highest_epoch: state.promised_epoch.max(state.committed_epoch),
         durable_lsn: node.store.positions().borrow().durable,
+        replay,
         last_heard: heard,
         primary: Primary::Unreachable,
         others: Vec::new(),
@@ -81,7 +84,34 @@ async fn gather(node: &Arc<Node>) -> Facts {
             facts.others.push(Other { node: member.name, position, answered: false });
         }
     }
-    facts
+    Ok(facts)
+}
+
+/// Asks this node's PostgreSQL, without which there is no promotion, forced or not.
+async fn look_at_replay(node: &Arc<Node>) -> anyhow::Result<Replay> {
+    let asked = async { Sql::connect(&node.conninfo).await?.replay().await };
+    let replay = asked.await.map_err(|error| {
+        Fault::refused(
+            format!("this node's PostgreSQL can't be promoted now: {error}"),
+            "It has to run and to let walship in: `walship check` looks, and `walship run` starts it when it is down.",
+        )
+    })?;
+    // It is a primary already, where a promotion was interrupted.
+    let Some(replay) = replay else { return Ok(Replay::Free) };
+    let lacks = last_record(node).await? > replay.replayed_lsn;
+    Ok(match replay {
+        sql::Replay { is_paused: true, .. } => Replay::Paused,
+        sql::Replay { delay, .. } if lacks && !delay.is_zero() => {
+            Replay::Delayed { seconds: delay.as_millis().div_ceil(1000) as u64 }
+        }
+        sql::Replay { .. } => Replay::Free,
+    })
+}
+
+/// Where the last whole record of the store ends.
+async fn last_record(node: &Arc<Node>) -> anyhow::Result<Option<Lsn>> {
+    let timeline = node.store.newest_timeline().context("the store is empty")?;
+    Ok(node.blocking("find the last record", move |node| node.store.last_record_end(timeline)).await??)
 }
 
 /// Asks at every address where a node may be, not only those of the members that were noted: a standby that has just
@@ -182,15 +212,16 @@ async fn drain(
     request: &Request,
     replies: &ReplyRequests,
 ) -> anyhow::Result<()> {
-    let timeline = node.store.newest_timeline().context("the store is empty")?;
-    let last =
-        node.blocking("find the last record", move |node| node.store.last_record_end(timeline)).await??;
-    let last = last.unwrap_or(Lsn::INVALID);
-    if sql.is_replay_paused().await? {
-        return Err(Fault::refused(
-            "somebody paused the replay, and promotion would end it where it stands",
-            "Run `SELECT pg_wal_replay_resume()` on this node, then promote again.",
-        ));
+    let last = last_record(node).await?.unwrap_or(Lsn::INVALID);
+    if sql.replay().await?.is_some_and(|replay| replay.is_paused) {
+        if !request.force {
+            return Err(Fault::refused(
+                "somebody paused the replay just now",
+                "Promote again for what to do.",
+            ));
+        }
+        request.say("resuming the replay that somebody paused").await;
+        sql.resume_replay().await?;
     }
     request.say(format!("waiting until PostgreSQL has replayed up to {last}")).await;
     let mut progress = (Lsn::INVALID, Lsn::INVALID);
@@ -212,7 +243,7 @@ async fn drain(
                 "PostgreSQL has not moved for {} s: it flushed {flushed} of {end} and replayed {replayed} of {last}",
                 DRAIN_STALL.as_secs()
             ))
-            .hint("Look at its log, and at recovery_min_apply_delay; the node goes on as a standby.");
+            .hint("Look at its log, and whether its replay is paused or delayed; the node goes on as a standby.");
         }
         sleep(DRAIN_LOOK_EVERY).await;
     }

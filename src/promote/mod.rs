@@ -44,6 +44,20 @@ pub struct Other {
     pub answered: bool,
 }
 
+/// How this node's PostgreSQL takes what the store has, all of which it is to replay first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replay {
+    /// Nothing holds it back.
+    Free,
+    /// Somebody paused it; promotion would end it where it stands.
+    Paused,
+    /// It lacks something and waits for this long with every commit.
+    Delayed {
+        /// In whole seconds, rounded up.
+        seconds: u64,
+    },
+}
+
 /// All that is known before a promotion.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Facts {
@@ -55,6 +69,8 @@ pub struct Facts {
     pub highest_epoch: u64,
     /// The end of what is durable here.
     pub durable_lsn: Lsn,
+    /// How it is replayed here.
+    pub replay: Replay,
     /// The primary's flush position as it was last heard of, and how long ago in seconds.
     pub last_heard: Option<(Lsn, u64)>,
     /// The primary now.
@@ -174,6 +190,19 @@ fn obstacles(facts: &Facts) -> Vec<Refusal> {
             ),
         });
     }
+    match facts.replay {
+        Replay::Free => {}
+        Replay::Paused => obstacles.push(Refusal {
+            reason: format!("somebody paused the replay on {}", facts.node),
+            hint: "Run `SELECT pg_wal_replay_resume()` on this node, then promote again; --force resumes it.".to_owned(),
+        }),
+        Replay::Delayed { seconds } => obstacles.push(Refusal {
+            reason: format!("{} replays with a delay of {seconds} s (recovery_min_apply_delay)", facts.node),
+            hint: "Run `ALTER SYSTEM SET recovery_min_apply_delay = 0` and `SELECT pg_reload_conf()` on this node, then \
+                   promote again; --force waits for the delay, up to a minute without progress."
+                .to_owned(),
+        }),
+    }
     obstacles
 }
 
@@ -202,6 +231,7 @@ mod tests {
             epoch: 1,
             highest_epoch: 1,
             durable_lsn: Lsn(1000),
+            replay: Replay::Free,
             last_heard: Some((Lsn(1000), 7)),
             primary: Primary::Unreachable,
             others: Vec::new(),
@@ -216,7 +246,7 @@ mod tests {
     fn what_is_refused_and_what_is_at_stake() {
         let writing = Primary::Writing { node: "db1".into(), lsn: Lsn(1500) };
         let down = |lsn| Primary::Down { node: "db1".into(), stored_lsn: Lsn(lsn) };
-        let cases: [(Facts, Option<&str>, &str); 9] = [
+        let cases: [(Facts, Option<&str>, &str); 11] = [
             (facts(), None, "no WAL beyond 0/3E8 is known; what the primary wrote in the 7 s"),
             (Facts { primary: writing, ..facts() }, Some("two primaries"), "at least 0/5DC (500 bytes)"),
             (Facts { primary: down(1000), ..facts() }, None, "no WAL beyond"),
@@ -230,6 +260,12 @@ mod tests {
             (Facts { others: other(1, 1200, true), ..facts() }, Some("db3 is further along"), "(200 bytes)"),
             (Facts { others: other(1, 1200, false), ..facts() }, Some("db3 was last seen"), "(200 bytes)"),
             (Facts { last_heard: Some((Lsn(1300), 2)), ..facts() }, None, "at least 0/514 (300 bytes)"),
+            (Facts { replay: Replay::Paused, ..facts() }, Some("somebody paused"), "pg_wal_replay_resume()"),
+            (
+                Facts { replay: Replay::Delayed { seconds: 60 }, ..facts() },
+                Some("with a delay of 60 s"),
+                "recovery_min_apply_delay = 0",
+            ),
         ];
         for (facts, refused, stake) in cases {
             match (plan(&facts, false), refused) {

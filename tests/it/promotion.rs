@@ -168,16 +168,57 @@ async fn killed_after_the_promotion_it_is_finished_by_the_same_command() {
 }
 
 #[tokio::test]
-async fn a_paused_replay_is_refused_and_goes_on_when_resumed() {
+async fn a_replay_that_is_held_back_is_seen_before_anything_is_stopped() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    db2.cluster.sql("SELECT pg_wal_replay_pause()").await.unwrap();
+    db1.stops().await;
+    let refused = async |texts: &[&str]| {
+        for arguments in [&["promote", "--dry-run"][..], &["promote"]] {
+            db2.walship(arguments).await.failed(3, texts);
+        }
+    };
+    refused(&["somebody paused the replay on db2", "hint: Run `SELECT pg_wal_replay_resume()`"]).await;
+    db1.cluster.start().await.unwrap();
+    db2.cluster.sql("ALTER SYSTEM SET recovery_min_apply_delay = '1h'").await.unwrap();
+    db2.cluster.sql("SELECT pg_reload_conf()").await.unwrap();
+    db2.cluster.sql("SELECT pg_wal_replay_resume()").await.unwrap();
+    write(&db1, "late").await;
+    db1.captures().await;
+    db1.stops().await;
+    let status = db1.status().await.unwrap();
+    has(&db2, status.store.durable).await;
+    refused(&["replays with a delay of 3600 s", "hint: Run `ALTER SYSTEM SET recovery_min_apply_delay"])
+        .await;
+    db2.stops().await;
+    refused(&["this node's PostgreSQL can't be promoted now", "hint: It has to run"]).await;
+    assert!(db2.sidecar.log().contains("the promotion failed").is_err(), "nothing was begun");
+    assert!(db2.sidecar.is_running());
+}
+
+/// Waits until a standby's store has all up to a position.
+async fn has(node: &Node, lsn: walship::pg::Lsn) {
+    eventually("the WAL is shipped", async || {
+        let durable = node.status().await?.store.durable;
+        ensure!(durable >= lsn, "{durable} of {lsn}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn forced_a_paused_replay_is_resumed() {
     let test = Test::new();
     let mut db1 = test.primary("db1").await;
     let db2 = test.standby("db2", &db1).await;
     db2.cluster.sql("SELECT pg_wal_replay_pause()").await.unwrap();
+    write(&db1, "before").await;
+    db1.captures().await;
+    has(&db2, db1.status().await.unwrap().store.durable).await;
     db1.dies().await;
-    db2.sidecar.expect_log("the promotion failed, going on as a standby");
-    let texts = ["somebody paused the replay", "hint: Run `SELECT pg_wal_replay_resume()`"];
-    db2.walship(&["promote"]).await.failed(3, &texts);
-    db2.cluster.sql("SELECT pg_wal_replay_resume()").await.unwrap();
-    db2.walship(&["promote"]).await.succeeded();
+    let forced = db2.walship(&["promote", "--force"]).await.exited_with(0);
+    assert!(forced.stderr.contains("resuming the replay that somebody paused"), "{forced:?}");
+    assert_eq!(db2.cluster.value("SELECT count(*) FROM before").await.unwrap(), "1000");
     write(&db2, "after").await;
 }

@@ -3,6 +3,18 @@
 use std::time::Duration;
 
 use super::{Grant, Sql, SqlError, Task};
+use crate::pg::Lsn;
+
+/// How a standby replays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replay {
+    /// Somebody paused it.
+    pub is_paused: bool,
+    /// How far it is; `None` before the first record.
+    pub replayed_lsn: Option<Lsn>,
+    /// `recovery_min_apply_delay`: commits wait for so long.
+    pub delay: Duration,
+}
 
 impl Sql {
     /// Promotes the standby and waits until it is a primary; false when it is not one within `time_max`.
@@ -22,11 +34,19 @@ impl Sql {
         Sql::value(TASK, &row, 0)
     }
 
-    /// True when somebody paused the replay; an error on a primary.
-    pub async fn is_replay_paused(&self) -> Result<bool, SqlError> {
-        const TASK: Task = Task::look("ask whether the replay is paused");
-        let row = self.row(TASK, "SELECT pg_is_wal_replay_paused()", &[]).await?;
-        Sql::value(TASK, &row, 0)
+    /// How a standby replays; `None` on a primary.
+    pub async fn replay(&self) -> Result<Option<Replay>, SqlError> {
+        const TASK: Task = Task::look("ask how the standby replays");
+        let sql = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() END, \
+                   pg_last_wal_replay_lsn(), setting::bigint FROM pg_settings WHERE name = 'recovery_min_apply_delay'";
+        let row = self.row(TASK, sql, &[]).await?;
+        let Some(is_paused) = Sql::value(TASK, &row, 0)? else { return Ok(None) };
+        let delay_millis: i64 = Sql::value(TASK, &row, 2)?;
+        Ok(Some(Replay {
+            is_paused,
+            replayed_lsn: Sql::position(TASK, &row, 1)?,
+            delay: Duration::from_millis(u64::try_from(delay_millis).unwrap_or(0)),
+        }))
     }
 
     /// Lets a paused replay go on.
