@@ -5,14 +5,15 @@ use clap::ValueEnum;
 
 use super::exit::{self, Exit};
 use super::output;
+use crate::daemon::control::Client;
 use crate::report::check::gather::{self, Subject};
-use crate::report::check::{self, Facts};
+use crate::report::check::{self, Facts, Sidecar};
 use crate::report::{json, table};
 
 /// Look whether everything is as it must be, and print what mends the rest
 ///
-/// Looks at PostgreSQL with its role, grants and settings, and at the folders, certificates and addresses. For what is
-/// wrong it prints the SQL, the settings and the commands. It changes nothing.
+/// Looks at PostgreSQL with its role, grants and settings, at the folders, certificates and addresses, and at what the
+/// sidecar finds wrong. For what is wrong it prints the SQL, the settings and the commands. It changes nothing.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "ok"),
@@ -39,10 +40,21 @@ pub enum Format {
 
 /// Looks, judges and prints.
 pub async fn run(args: &Args, subject: &Subject) -> anyhow::Result<Exit> {
-    let facts = gather::facts(subject).await?;
+    let facts = gather::facts(subject, sidecar(subject).await).await?;
     let (text, exit) = render(&facts, args.format)?;
     output::print(&text)?;
     Ok(exit)
+}
+
+/// What the sidecar says; one that is not there is no error.
+async fn sidecar(subject: &Subject) -> Sidecar {
+    match Client::connect(&subject.store).await {
+        Err(_) => Sidecar::Down,
+        Ok(client) => match client.status().await {
+            Ok(status) => Sidecar::Up(Box::new(status)),
+            Err(error) => Sidecar::Silent(format!("{error:#}")),
+        },
+    }
 }
 
 /// The judgement of what was seen in one of its forms, and the exit code that goes with it.

@@ -16,7 +16,8 @@ use crate::report::{Status, bare, json, nagios, prometheus, table};
 ///
 /// Ship (getting WAL across), flush (having it on disk) and replay (showing it to readers) are told apart. Behind in
 /// time is the age of the oldest WAL that a standby lacks, so an idle primary's standby is 0s behind. While a link is
-/// cut, `>=` marks what is at least so; what is not known is UNKNOWN, never 0.
+/// cut, `>=` marks what is at least so; what is not known is UNKNOWN, never 0. What a person must act on at once, such
+/// as a store that is full, is CRITICAL whatever the thresholds.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "ok"),

@@ -27,6 +27,7 @@ use crate::store::NodeRole;
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
 const REPLY_BYTES_MAX: u64 = 64 << 20;
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
+const STATUS_WITHIN: Duration = Duration::from_secs(10);
 /// Commands at once; more wait.
 const CLIENTS: usize = 16;
 
@@ -181,10 +182,12 @@ impl Client {
         Ok(Client { reader: BufReader::new(stream.take(REPLY_BYTES_MAX)) })
     }
 
-    /// Asks for the status.
+    /// Asks for the status. A sidecar that does not answer, as one whose disk hangs, is not waited for: monitoring asks
+    /// this.
     pub async fn status(mut self) -> anyhow::Result<Status> {
         self.ask(&Request::Status).await?;
-        match self.next().await? {
+        let answer = timeout(STATUS_WITHIN, self.next()).await;
+        match answer.with_context(|| format!("no answer for {} s", STATUS_WITHIN.as_secs()))?? {
             Reply::Status { status } => Ok(json::decode(status.to_string().as_bytes())?),
             Reply::Failed { message, hint, outcome } => Err(fault(message, hint, outcome.as_deref())),
             Reply::Progress { .. } | Reply::Done { .. } => {

@@ -14,7 +14,7 @@ use crate::link::message;
 pub fn of(node: &Node) -> Status {
     let state = node.store.state();
     let timeline = state.newest_timeline().unwrap_or(TimelineId::FIRST);
-    let mut warnings = Vec::new();
+    let (mut alarms, mut warnings) = (Vec::new(), Vec::new());
     let max_bytes = retention::max_bytes(node).unwrap_or_else(|error| {
         warnings.push(format!("{error:#}"));
         0
@@ -22,10 +22,10 @@ pub fn of(node: &Node) -> Status {
     if let Some((epoch, name)) =
         node.newer_primary.borrow().as_ref().filter(|_| node.role() == NodeRole::Primary)
     {
-        warnings.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
+        alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
     }
     for member in state.members.iter().filter(|member| member.let_go) {
-        warnings.push(format!("{} was let go when the store was full: seed it anew", member.name));
+        alarms.push(format!("{} was let go when the store was full: seed it anew", member.name));
     }
     let at = *node.store.positions().borrow();
     let about = report::gather::About {
@@ -64,6 +64,7 @@ pub fn of(node: &Node) -> Status {
             .collect(),
         members: node.members.borrow().iter().map(member_of).collect(),
         certificate: Some(Certificate { expires: expiry(node) }),
+        alarms,
         warnings,
     };
     report::gather::status(about, &node.vitals)

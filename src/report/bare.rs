@@ -47,7 +47,7 @@ fn of_primary(end: Lsn, walsenders: &[Walsender]) -> LagReport {
         flush: behind(end, walsender.flushed),
         replay: behind(end, walsender.replayed),
     });
-    LagReport { standbys: standbys.collect(), notes: Vec::new() }
+    LagReport { standbys: standbys.collect(), ..LagReport::default() }
 }
 
 fn is_backup(walsender: &Walsender) -> bool {
@@ -97,7 +97,7 @@ fn of_standby(
         flush: stage(received),
         replay: stage(replayed),
     };
-    LagReport { standbys: vec![standby], notes: Vec::new() }
+    LagReport { standbys: vec![standby], ..LagReport::default() }
 }
 
 /// Without a grant the walreceiver's row is there and its details are not: then nobody can say whether it is heard.

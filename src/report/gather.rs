@@ -23,6 +23,8 @@ pub struct About {
     pub members: Vec<Member>,
     /// This node's certificate.
     pub certificate: Option<Certificate>,
+    /// What the daemon found that a person must act on now.
+    pub alarms: Vec<String>,
     /// What the daemon found wrong.
     pub warnings: Vec<String>,
 }
@@ -43,6 +45,7 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
         store: about.store,
         members: about.members,
         certificate: about.certificate,
+        alarms: about.alarms,
         warnings: about.warnings,
         samples: Vec::new(),
     };
@@ -202,6 +205,7 @@ mod tests {
             ancestors: Vec::new(),
             members: Vec::new(),
             certificate: None,
+            alarms: Vec::new(),
             warnings: Vec::new(),
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::samples::{self, Since};
 use super::threshold::{Amount, Level, Limits};
-use super::{Member, PrimaryEnd, Progress, Role, Status};
+use super::{Member, PrimaryEnd, Progress, Role, Status, warnings};
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
 use crate::vitals::{Contact, Sample};
@@ -67,6 +67,9 @@ pub struct StandbyLag {
 pub struct LagReport {
     /// One by one.
     pub standbys: Vec<StandbyLag>,
+    /// What a person must act on now, whatever the standbys look like: lag that is small while nothing is captured
+    /// any more is no good news.
+    pub alarms: Vec<String>,
     /// What kept more from being known, with what mends it.
     pub notes: Vec<String>,
 }
@@ -113,8 +116,12 @@ impl StandbyLag {
 }
 
 impl LagReport {
-    /// The worst of the standbys; without any it is unknown, for a check that has nothing to look at proves nothing.
+    /// The worst of the standbys, or critical while there is an alarm; without any standby it is unknown, for a check
+    /// that has nothing to look at proves nothing.
     pub fn level(&self, limits: &Limits) -> Level {
+        if !self.alarms.is_empty() {
+            return Level::Critical;
+        }
         self.standbys.iter().map(|standby| standby.level(limits)).max().unwrap_or(Level::Unknown)
     }
 }
@@ -136,7 +143,7 @@ pub fn of(status: &Status) -> LagReport {
             standbys.push(end.standby(&member.name, member_link(member, status.taken_at), &member.progress));
         }
     }
-    LagReport { standbys, notes: Vec::new() }
+    LagReport { standbys, alarms: warnings::alarms(status), notes: Vec::new() }
 }
 
 /// Members that follow this primary, directly or not, and that no downstream speaks for.

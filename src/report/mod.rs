@@ -47,6 +47,9 @@ pub struct Status {
     pub backups: Vec<Backup>,
     /// This node's certificate, when it has one.
     pub certificate: Option<Certificate>,
+    /// What the daemon found that a person must act on now; [`warnings::alarms`] adds what these facts show by
+    /// themselves. While there is one, every report is critical.
+    pub alarms: Vec<String>,
     /// What the daemon found wrong; [`warnings::of`] adds what these facts show by themselves.
     pub warnings: Vec<String>,
     /// When the WAL reached which position, by the primary's clock: as many as tell since when each position in

@@ -11,8 +11,9 @@ use super::{table, units};
 
 /// One line with its end.
 pub fn render(report: &LagReport, limits: &Limits) -> String {
-    let mut said: Vec<String> = report.standbys.iter().map(|standby| sentence(standby, limits)).collect();
-    if said.is_empty() {
+    let mut said = report.alarms.clone();
+    said.extend(report.standbys.iter().map(|standby| sentence(standby, limits)));
+    if report.standbys.is_empty() {
         said.push("no standby is known here".to_owned());
     }
     said.extend(report.notes.iter().cloned());
@@ -94,6 +95,13 @@ mod tests {
     use crate::report::lag::Behind;
 
     #[test]
+    fn an_alarm_is_critical_however_small_the_lag() {
+        let alarms = vec!["the store is full".to_owned()];
+        let line = render(&LagReport { alarms, ..LagReport::default() }, &Limits::default());
+        assert_eq!(line, "WALSHIP CRITICAL - the store is full; no standby is known here\n");
+    }
+
+    #[test]
     fn what_is_not_known_is_u_and_names_cannot_break_the_line() {
         let standby = StandbyLag {
             name: "d'b|=\n2".to_owned(),
@@ -102,7 +110,8 @@ mod tests {
             flush: Behind::UNKNOWN,
             replay: Behind::UNKNOWN,
         };
-        let report = LagReport { standbys: vec![standby], notes: vec!["a note | of two\nlines".to_owned()] };
+        let notes = vec!["a note | of two\nlines".to_owned()];
+        let report = LagReport { standbys: vec![standby], notes, ..LagReport::default() };
         let line = render(&report, &Limits::default());
         assert_eq!((line.matches('|').count(), line.lines().count()), (1, 1), "{line}");
         assert!(line.starts_with("WALSHIP UNKNOWN - "), "{line}");

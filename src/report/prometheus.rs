@@ -23,8 +23,17 @@ pub fn status(status: &Status) -> String {
 /// Lag alone: what `walship lag --format prometheus` prints, for a textfile collector.
 pub fn lag(report: &LagReport) -> String {
     let mut page = Page::default();
+    alarms(&mut page, report.alarms.len());
     lag_metrics(&mut page, &report.standbys);
     page.text
+}
+
+fn alarms(page: &mut Page, count: usize) {
+    page.one(
+        "walship_alarms",
+        "How many things a person must act on now: critical above zero.",
+        count as f64,
+    );
 }
 
 fn node(page: &mut Page, status: &Status) {
@@ -40,6 +49,7 @@ fn node(page: &mut Page, status: &Status) {
     page.one("walship_primary", "Whether this node is the primary.", flag(node.role == Role::Primary));
     page.one("walship_timeline", "The newest timeline in the store.", f64::from(node.timeline.0));
     page.one("walship_committed_epoch", "The epoch that was last committed.", node.committed_epoch as f64);
+    alarms(page, warnings::alarms(status).len());
     let warnings = warnings::of(status).len() as f64;
     page.one("walship_warnings", "How many warnings `walship status` shows.", warnings);
     let flush = primary.flush_lsn.map_or(f64::NAN, |lsn| lsn.0 as f64);

@@ -25,6 +25,9 @@ pub fn status(status: &Status) -> String {
             text += &table.render();
         }
     }
+    for alarm in warnings::alarms(status) {
+        let _ = write!(text, "\ncritical: {alarm}");
+    }
     for warning in warnings::of(status) {
         let _ = write!(text, "\nwarning: {warning}");
     }
@@ -47,6 +50,9 @@ pub fn lag(report: &LagReport, limits: &Limits) -> String {
         true => "no standby is known here, so there is no lag to show\n".to_owned(),
         false => grid.render(),
     };
+    for alarm in &report.alarms {
+        let _ = writeln!(text, "\ncritical: {alarm}");
+    }
     for note in &report.notes {
         let _ = writeln!(text, "\nnote: {note}");
     }

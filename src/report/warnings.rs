@@ -1,4 +1,7 @@
 //! What a status shows to be wrong by itself: one sentence each, with the next step where there is one.
+//!
+//! An alarm is what a person must act on now, as it does not mend itself or every second of it costs safety; every
+//! report is critical while there is one. A warning is what someone should look at.
 
 use super::lag::{self, Link};
 use super::units;
@@ -11,13 +14,19 @@ pub const CERTIFICATE_NOTICE_SECONDS: f64 = 30.0 * 86_400.0;
 /// The store is named when it holds more than this share of what it may.
 const STORE_NOTICE_PERCENT: u64 = 90;
 
+/// The daemon's own alarms, and those that the facts show.
+pub fn alarms(status: &Status) -> Vec<String> {
+    let mut alarms = status.alarms.clone();
+    alarms.extend(stopped(status));
+    alarms.extend(forks(status));
+    alarms
+}
+
 /// The daemon's own warnings, and those that the facts show.
 pub fn of(status: &Status) -> Vec<String> {
     let mut warnings = status.warnings.clone();
     warnings.extend(primary(status));
-    warnings.extend(stopped(status));
     warnings.extend(silent(status));
-    warnings.extend(forks(status));
     warnings.extend(store(status));
     warnings.extend(certificate(status));
     warnings
@@ -30,6 +39,8 @@ fn primary(status: &Status) -> Option<String> {
         Role::Standby | Role::Reader => "the primary",
     };
     match lag::link(&primary.contact, primary.last_contact, status.taken_at) {
+        // That is an alarm.
+        _ if matches!(primary.contact, Contact::Stopped { .. }) => None,
         Link::Up(_) => None,
         Link::Cut(None) => Some(format!("{who} was never heard{}", reason(&primary.contact))),
         Link::Cut(Some(age)) => {
@@ -41,17 +52,22 @@ fn primary(status: &Status) -> Option<String> {
 fn reason(contact: &Contact) -> String {
     match contact {
         Contact::Trying { error: Some(error), .. } => format!(": {error}"),
-        Contact::Stopped { reason, .. } => format!(": {reason}"),
         _ => String::new(),
     }
 }
 
 /// Connections that wait for a person.
 fn stopped(status: &Status) -> impl Iterator<Item = String> {
-    let feed = status.feed.iter().map(|feed| ("the local PostgreSQL's walreceiver", &feed.contact));
-    let downstreams = status.downstreams.iter().map(|peer| (peer.name.as_str(), &peer.contact));
-    feed.chain(downstreams).filter_map(|(who, contact)| match contact {
-        Contact::Stopped { reason, .. } => Some(format!("{who} is stopped: {reason}")),
+    let what = match status.node.role {
+        Role::Primary => "capture has stopped, and nothing new is shipped",
+        Role::Standby | Role::Reader => "this node follows no more",
+    };
+    let primary = std::iter::once((what.to_owned(), &status.primary.contact));
+    let feed = status.feed.iter().map(|feed| ("PostgreSQL is not fed".to_owned(), &feed.contact));
+    let downstreams =
+        status.downstreams.iter().map(|peer| (format!("{} follows no more", peer.name), &peer.contact));
+    primary.chain(feed).chain(downstreams).filter_map(|(what, contact)| match contact {
+        Contact::Stopped { reason, .. } => Some(format!("{what}: {reason}")),
         _ => None,
     })
 }
@@ -146,6 +162,20 @@ mod tests {
         assert!(certificate(&status).unwrap().contains("ends in 12 days"));
         status.certificate = past;
         assert!(certificate(&status).unwrap().contains("no peer takes it"));
+    }
+
+    #[test]
+    fn what_is_stopped_for_good_is_an_alarm_and_no_warning_beside_it() {
+        let mut status = status();
+        let before = of(&status);
+        assert_eq!(alarms(&status), Vec::<String>::new());
+        let stopped = Contact::Stopped { since: status.taken_at, reason: "no WAL".to_owned() };
+        status.primary.contact = stopped.clone();
+        status.downstreams[0].contact = stopped;
+        let expected =
+            ["capture has stopped, and nothing new is shipped: no WAL", "db2 follows no more: no WAL"];
+        assert_eq!(alarms(&status), expected);
+        assert_eq!(of(&status).len(), before.len() + 1, "db2 is not heard");
     }
 
     #[test]

@@ -151,6 +151,15 @@ impl Store {
         folder.join(folder::STATE_FILE).exists()
     }
 
+    /// The state of the store in `folder`, read without opening it, also while another process has it open; `None`
+    /// where there is no store.
+    pub fn state_in(folder: &Path) -> Result<Option<State>, StoreError> {
+        if !Store::exists(folder) {
+            return Ok(None);
+        }
+        state::read(&folder.join(folder::STATE_FILE)).map(Some)
+    }
+
     fn with(folder: &Path, lock: File, state: State, index: Index) -> Store {
         let identity = Identity::of(&state);
         let positions = index.positions(state.newest_timeline());

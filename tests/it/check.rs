@@ -7,7 +7,7 @@ use walship::demo::{Cluster, ClusterOptions};
 use walship::pg::Conninfo;
 use walship::report::check::gather::{self, Subject};
 use walship::report::check::remedy::Remedy;
-use walship::report::check::{Facts, Finding, evaluate, worst};
+use walship::report::check::{Facts, Finding, Sidecar, evaluate, worst};
 use walship::report::table;
 use walship::report::threshold::Level;
 use walship::tls::{Authority, Files, Kind};
@@ -39,7 +39,7 @@ fn subject(test: &Test, cluster: &Cluster, role: &str) -> Subject {
 }
 
 async fn look(subject: &Subject) -> (Facts, Vec<Finding>) {
-    let facts = gather::facts(subject).await.unwrap();
+    let facts = gather::facts(subject, Sidecar::Down).await.unwrap();
     let findings = evaluate(&facts);
     (facts, findings)
 }

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use rustix::fs::{Access, access, statvfs};
 
-use super::{Certificates, Facts, Host, Listen, Problem, Server, Space, settings};
+use super::{Certificates, Facts, Host, Listen, Problem, Server, Sidecar, Space, settings};
 use crate::clock::WallTime;
 use crate::pg::Conninfo;
 use crate::pg::replication::{Replication, ReplicationError};
 use crate::pg::sql::{Grant, Sql, SqlError};
+use crate::store::{Store, StoreError};
 use crate::tls::{Credentials, Files};
 
 /// The name under which the replication connection is tried; nobody synchronous listens to it.
@@ -40,8 +41,8 @@ pub struct Subject {
     pub account: String,
 }
 
-/// Looks at everything.
-pub async fn facts(subject: &Subject) -> anyhow::Result<Facts> {
+/// Looks at everything, beside what the sidecar says.
+pub async fn facts(subject: &Subject, sidecar: Sidecar) -> anyhow::Result<Facts> {
     let server = server(subject).await;
     let setting = server.as_ref().ok().and_then(|server| server.data_directory.clone());
     let listen = listen(subject).await;
@@ -57,6 +58,7 @@ pub async fn facts(subject: &Subject) -> anyhow::Result<Facts> {
         account: subject.account.clone(),
         server,
         host,
+        sidecar,
     })
 }
 
@@ -134,6 +136,7 @@ fn host(subject: &Subject, setting: Option<&Path>, listen: Listen, now: WallTime
         store: subject.store.clone(),
         store_is_inside: is_inside(&subject.store, data),
         store_problem: store_problem(&subject.store),
+        has_state: Store::state_in(&subject.store).map(|state| state.is_some()).map_err(|e| in_full(&e)),
         space: space(&subject.store, metadata.as_ref().map(MetadataExt::dev)),
         certificates: certificates(&subject.store, now),
         listen,
@@ -172,6 +175,11 @@ fn store_problem(store: &Path) -> Option<String> {
             .err()
             .map(|error| io::Error::from(error).to_string()),
     }
+}
+
+fn in_full(error: &StoreError) -> String {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn space(store: &Path, data_device: Option<u64>) -> Option<Space> {

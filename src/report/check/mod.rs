@@ -7,9 +7,11 @@ pub mod gather;
 mod host;
 pub mod remedy;
 mod settings;
+mod sidecar;
 
 use std::path::PathBuf;
 
+use super::Status;
 use super::threshold::Level;
 use crate::clock::WallTime;
 use crate::pg::conninfo::Endpoint;
@@ -68,6 +70,19 @@ pub struct Facts {
     pub server: Result<Server, SqlError>,
     /// What this host says.
     pub host: Host,
+    /// What our sidecar says.
+    pub sidecar: Sidecar,
+}
+
+/// What our sidecar says of itself.
+#[derive(Debug)]
+pub enum Sidecar {
+    /// It does not run.
+    Down,
+    /// It runs.
+    Up(Box<Status>),
+    /// It runs and gives no status, and why.
+    Silent(String),
 }
 
 /// What PostgreSQL says.
@@ -112,6 +127,8 @@ pub struct Host {
     pub store_is_inside: bool,
     /// Why the store could not be written to.
     pub store_problem: Option<String>,
+    /// Whether this node is one already: its store has a state; or what is wrong with that.
+    pub has_state: Result<bool, String>,
     /// The file system that the store is on.
     pub space: Option<Space>,
     /// The node's certificate, or what is wrong with it.
@@ -188,6 +205,7 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
         findings.extend(settings::evaluate(server));
     }
     findings.extend(host::evaluate(facts));
+    findings.extend(sidecar::evaluate(facts));
     findings
 }
 
@@ -201,6 +219,7 @@ mod tests {
     use super::remedy::Remedy;
     use super::*;
     use crate::pg::sql::slot::WalStatus;
+    use crate::report::tests::status;
 
     const NOW: WallTime = WallTime { unix_micros: 1_800_000_000_000_000 };
 
@@ -248,6 +267,7 @@ mod tests {
             store: "/store".into(),
             store_is_inside: false,
             store_problem: None,
+            has_state: Ok(false),
             space: Some(Space { total_bytes: 1 << 40, free_bytes: 1 << 39, is_shared: false }),
             certificates: Ok(Certificates { expires: in_days(700), authority_expires: in_days(3600) }),
             listen: Listen::Free("0.0.0.0:7432".to_owned()),
@@ -260,6 +280,7 @@ mod tests {
             account: "postgres".to_owned(),
             server: Ok(server),
             host,
+            sidecar: Sidecar::Down,
         }
     }
 
@@ -280,7 +301,7 @@ mod tests {
     /// One thing that can be wrong, how bad it is, and a part of the mend.
     type Case = (&'static str, fn(&mut Facts), Level, &'static str);
 
-    const CASES: [Case; 29] = [
+    const CASES: [Case; 33] = [
         (
             "connection",
             |facts| facts.server = Err(not_let_in("role \"walship\" does not exist")),
@@ -461,6 +482,20 @@ mod tests {
             Level::Critical,
             "ss -ltnp 'sport = :7432'",
         ),
+        ("sidecar", |facts| facts.host.has_state = Ok(true), Level::Critical, "walship run"),
+        (
+            "sidecar",
+            |facts| facts.host.has_state = Err("walship.state is damaged".to_owned()),
+            Level::Critical,
+            "seed this node anew",
+        ),
+        (
+            "sidecar",
+            |facts| facts.sidecar = Sidecar::Silent("no answer".to_owned()),
+            Level::Critical,
+            "its log",
+        ),
+        ("sidecar", |facts| facts.sidecar = Sidecar::Up(Box::new(status())), Level::Warning, ""),
     ];
 
     #[test]
@@ -489,6 +524,17 @@ mod tests {
                 findings.iter().filter(|finding| finding.what != what && finding.level > Level::Unknown);
             assert_eq!(others.count(), 0, "{what}: {findings:#?}");
         }
+    }
+
+    #[test]
+    fn an_alarm_of_the_sidecar_is_critical() {
+        let mut facts = good();
+        let mut status = status();
+        status.alarms.push("the store is full".to_owned());
+        facts.sidecar = Sidecar::Up(Box::new(status));
+        let findings = evaluate(&facts);
+        assert_eq!(worst(&findings), Level::Critical);
+        assert!(findings.iter().any(|finding| finding.found == "the store is full"), "{findings:#?}");
     }
 
     #[test]

@@ -10,6 +10,8 @@ use crate::report::threshold::{Amount, Limits};
 pub struct LagJson<'a> {
     level: String,
     standbys: Vec<StandbyJson<'a>>,
+    /// What a person must act on now.
+    alarms: &'a [String],
     /// What kept more from being known.
     notes: &'a [String],
 }
@@ -41,6 +43,7 @@ pub fn lag(report: &LagReport, limits: &Limits) -> Result<String, serde_json::Er
     let lag = LagJson {
         level: report.level(limits).name().to_lowercase(),
         standbys: report.standbys.iter().map(|standby| StandbyJson::of(standby, limits)).collect(),
+        alarms: &report.alarms,
         notes: &report.notes,
     };
     let mut text = serde_json::to_string_pretty(&lag)?;

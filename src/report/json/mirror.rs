@@ -49,6 +49,7 @@ mirror! {
         members: Vec<MemberJson> as list, list,
         backups: Vec<BackupJson> as list, list,
         certificate: Option<CertificateJson> as option, option,
+        alarms: Vec<String>,
         warnings: Vec<String>,
         samples: Vec<SampleJson> as list, list,
     }
