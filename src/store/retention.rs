@@ -57,9 +57,11 @@ pub(super) fn apply(store: &Store, holds: &[Hold], max_bytes: u64) -> Result<Ret
     };
     let (keys, retention) = plan(&candidates, holds, max_bytes, store.identity().segment_size);
     for key in keys {
-        let removed = store.index().remove(key);
-        if let Some(segment) = removed {
-            durable::remove(&segment.path)?;
+        let path = store.index().get(key).map(|segment| segment.path.clone());
+        if let Some(path) = path {
+            // One that stays keeps those behind it, or the store would have a gap.
+            durable::remove(&path)?;
+            store.index().remove(key);
         }
     }
     store.publish();

@@ -4,13 +4,13 @@ use super::*;
 use crate::pg::SegmentSize;
 use crate::pg::wal_fixture::{Random, RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
 
-const TIMELINE: TimelineId = TimelineId(1);
+pub(super) const TIMELINE: TimelineId = TimelineId(1);
 
 fn first_timeline() -> TimelineIdentity {
     TimelineIdentity { timeline: TIMELINE, parent: None, branch: None }
 }
 
-fn new_store(folder: &Path, start: Lsn) -> (Store, Writer) {
+pub(super) fn new_store(folder: &Path, start: Lsn) -> (Store, Writer) {
     let segment_size = SegmentSize::new(SEGMENT_BYTES).unwrap();
     let store =
         Store::create(folder, NewStore { system_identifier: SYSTEM_IDENTIFIER, segment_size }).unwrap();
@@ -32,7 +32,7 @@ fn batches(wal: &RandomWal, seed: u64) -> Vec<(Lsn, &[u8])> {
     batches
 }
 
-fn read_all(store: &Store, from: Lsn, visibility: Visibility) -> Vec<u8> {
+pub(super) fn read_all(store: &Store, from: Lsn, visibility: Visibility) -> Vec<u8> {
     let mut cursor = store.raw_cursor(TIMELINE, from, visibility).unwrap();
     let mut raw = Vec::new();
     while let RawStep::Bytes { start, data } = cursor.next().unwrap() {
@@ -52,7 +52,7 @@ fn ship(from: &Store, to: &mut Writer) {
     }
 }
 
-fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+pub(super) fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
@@ -321,7 +321,7 @@ fn a_reader_waiting_beyond_the_end_gets_what_it_waited_for() {
     assert!(chunk.start == late && chunk.opens_frame);
 }
 
-fn open_file(folder: &Path) -> Option<PathBuf> {
+pub(super) fn open_file(folder: &Path) -> Option<PathBuf> {
     std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

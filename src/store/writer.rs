@@ -219,3 +219,6 @@ impl Drop for Writer {
         self.store.release_writer();
     }
 }
+
+#[cfg(test)]
+mod tests;
