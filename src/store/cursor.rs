@@ -379,8 +379,11 @@ impl Walker {
         let Some(segment) = index.get(key) else {
             let start = index.first(self.timeline).map(|segment| segment.start);
             drop(index);
+            // Of a timeline that ended with a segment nothing may be left but its end.
+            let is_over = self.store.switch_of(self.timeline).is_some_and(|(_, lsn)| self.lsn >= lsn);
             return match start {
                 Some(start) if self.lsn >= start => Ok(None),
+                None if is_over => Ok(None),
                 _ => Err(self.removed(start.unwrap_or(self.lsn))),
             };
         };
@@ -406,7 +409,8 @@ impl Walker {
             let next = segment.frames.partition_point(|mark| mark.offset <= place.mark.offset);
             segment.frames.get(next).map_or(segment.appended.offset, |mark| mark.offset)
         };
-        if place.mark.offset + frame.bytes > frame_end {
+        // The length is a peer's word.
+        if frame.bytes > frame_end.saturating_sub(place.mark.offset) {
             return Ok(());
         }
         let mut bytes = vec![0; frame.bytes as usize];

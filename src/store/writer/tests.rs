@@ -1,9 +1,55 @@
 //! What a step that failed or was interrupted leaves behind.
 
 use super::*;
-use crate::pg::wal_fixture::RandomWal;
-use crate::store::Visibility;
-use crate::store::tests::{files, new_store, read_all};
+use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES};
+use crate::store::tests::{TIMELINE, files, new_store, read_all};
+use crate::store::{Branch, Hold, Step, Visibility};
+
+fn second_timeline(switch: Lsn) -> TimelineIdentity {
+    let branch = Some(Branch { epoch: 1, node: "db2".into() });
+    TimelineIdentity { timeline: TimelineId(2), parent: Some((TIMELINE, switch)), branch }
+}
+
+#[test]
+fn who_stands_at_the_end_of_a_timeline_of_which_nothing_is_kept_is_led_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(11, 1_500);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    let switch = wal.start + SEGMENT_BYTES;
+    writer.append(wal.start, &wal.bytes[..SEGMENT_BYTES as usize]).unwrap();
+    writer.end_timeline(switch).unwrap();
+    writer.begin_timeline(second_timeline(switch), None, switch).unwrap();
+    writer.append(switch, &wal.bytes[SEGMENT_BYTES as usize..]).unwrap();
+    // Everybody has all of the old timeline.
+    let hold = Hold { holder: "db3".into(), lsn: switch, may_be_let_go: true };
+    assert_eq!(store.retain(&[hold], u64::MAX).unwrap().removed, 1);
+    let mut cursor = store.cursor(TIMELINE, switch, Visibility::Appended).unwrap();
+    assert_eq!(cursor.next().unwrap(), Step::Switched { next: TimelineId(2), lsn: switch });
+    let below = store.cursor(TIMELINE, wal.start, Visibility::Appended);
+    assert!(matches!(below.err(), Some(StoreError::Removed { .. })));
+}
+
+#[test]
+fn an_open_frame_of_any_length_is_no_reason_to_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(15, 20);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    let end = wal.record_ends[10];
+    let middle = wal.record_ends[5];
+    writer.append(wal.start, &wal.bytes[..(middle - wal.start) as usize]).unwrap();
+    drop(writer);
+    // The second frame of its file.
+    store
+        .writer()
+        .unwrap()
+        .append(middle, &wal.bytes[(middle - wal.start) as usize..][..(end - middle) as usize])
+        .unwrap();
+    for bytes in [1 << 40, u64::MAX - 3, u64::MAX] {
+        let frame = OpenFrame { start: middle, bytes, sha256: [0; 32] };
+        let mut cursor = store.cursor(TIMELINE, end, Visibility::Appended).unwrap().resume(&frame).unwrap();
+        assert_eq!(cursor.next().unwrap(), Step::AtEnd);
+    }
+}
 
 #[test]
 fn a_segment_that_cannot_be_removed_leaves_no_gap() {
