@@ -99,9 +99,12 @@ impl Index {
         })
     }
 
-    /// Notes that a segment is fsynced up to `mark`.
-    pub(super) fn mark_durable(&mut self, key: Key, mark: Mark) {
-        if let Some(segment) = self.segments.get_mut(&key) {
+    /// Notes that `file` is fsynced up to `mark`; unless a cut or a new writer has put another one in its place
+    /// meanwhile, about which that says nothing.
+    pub(super) fn mark_durable(&mut self, key: Key, file: &Arc<File>, mark: Mark) {
+        let is_still =
+            |segment: &&mut Segment| segment.file.as_ref().is_some_and(|now| Arc::ptr_eq(now, file));
+        if let Some(segment) = self.segments.get_mut(&key).filter(is_still) {
             segment.durable = segment.durable.max(mark);
             assert!(segment.appended >= segment.durable);
         }

@@ -215,7 +215,7 @@ impl Store {
             self.0.failed.store(true, Ordering::Release);
             return Err(error.into());
         }
-        self.index().mark_durable(key, appended);
+        self.index().mark_durable(key, &file, appended);
         self.publish();
         Ok(self.0.positions.borrow().durable)
     }

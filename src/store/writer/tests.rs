@@ -69,3 +69,18 @@ fn a_segment_that_cannot_be_removed_leaves_no_gap() {
     std::fs::write(&path, content).unwrap();
     assert!(read_all(&Store::open(folder.path()).unwrap(), wal.start, Visibility::Durable) == wal.bytes);
 }
+
+#[test]
+fn an_fsync_that_ends_after_a_cut_says_nothing_of_the_file_that_took_the_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(17, 60);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    writer.append(wal.start, &wal.bytes).unwrap();
+    // A sync has begun, of all that is there …
+    let (file, _, key, mark) = store.index().open_file().unwrap();
+    // … when the timeline is cut.
+    let open = cut::cut(&store, TIMELINE, wal.record_ends[20]).unwrap().unwrap();
+    store.index().mark_durable(key, &file, mark);
+    store.publish();
+    assert!(store.positions().borrow().durable <= open.end().lsn);
+}
