@@ -37,6 +37,11 @@ impl FileError {
     pub fn kind(&self) -> io::ErrorKind {
         self.source.kind()
     }
+
+    /// True when it was an fsync that failed: what is on disk is unknown then, and a later fsync does not tell.
+    pub fn leaves_disk_unknown(&self) -> bool {
+        self.action.starts_with("fsync")
+    }
 }
 
 type Result<T> = std::result::Result<T, FileError>;

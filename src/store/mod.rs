@@ -197,7 +197,7 @@ impl Store {
         if self.0.writer_taken.swap(true, Ordering::AcqRel) {
             return Err(StoreError::WriterTaken);
         }
-        Writer::open(self.clone()).inspect_err(|_| self.release_writer())
+        Writer::open(self.clone())
     }
 
     fn release_writer(&self) {
@@ -211,10 +211,9 @@ impl Store {
         let Some((file, path, key, appended)) = self.index().open_file() else {
             return Ok(self.0.positions.borrow().durable);
         };
-        if let Err(error) = durable::sync_data(&file, &path) {
-            self.0.failed.store(true, Ordering::Release);
-            return Err(error.into());
-        }
+        durable::sync_data(&file, &path)
+            .map_err(StoreError::from)
+            .inspect_err(|error| self.mistrust(error))?;
         self.index().mark_durable(key, &file, appended);
         self.publish();
         Ok(self.0.positions.borrow().durable)
@@ -305,6 +304,14 @@ impl Store {
 
     fn state_guard(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers that an fsync failed. The kernel drops what it could not write and calls it clean, so the next fsync
+    /// would succeed and the next read show what is not on disk.
+    fn mistrust(&self, error: &StoreError) {
+        if matches!(error, StoreError::File(error) if error.leaves_disk_unknown()) {
+            self.0.failed.store(true, Ordering::Release);
+        }
     }
 
     fn check_usable(&self) -> Result<(), StoreError> {

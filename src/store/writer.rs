@@ -18,29 +18,35 @@ pub struct Writer {
 
 impl Writer {
     pub(super) fn open(store: Store) -> Result<Writer, StoreError> {
+        // From here on its drop gives the place back.
+        let mut writer = Writer { store: store.clone(), open: None, broken: false };
         store.check_usable()?;
-        let newest = store.newest_timeline();
-        let last = newest.and_then(|timeline| {
+        writer.reopen().inspect_err(|error| store.mistrust(error))?;
+        Ok(writer)
+    }
+
+    /// Goes on with the segment that the newest timeline ends in, unless that is sealed.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        let (store, size) = (self.store.clone(), self.store.identity().segment_size);
+        let last = store.newest_timeline().and_then(|timeline| {
             let index = store.index();
             index.of_timeline(timeline).next_back().map(|(key, segment)| (*key, segment.clone()))
         });
-        let mut writer = Writer { store: store.clone(), open: None, broken: false };
-        if let Some((key, segment)) = last.filter(|(_, segment)| !segment.sealed) {
-            let recovered = recovery::recover(&segment.path, key, store.identity().segment_size)?;
-            assert!(recovered.end.lsn >= segment.durable.lsn, "recovery lost what was durable");
-            let open = OpenSegment::reopen(key, recovered);
-            let mut segment = open.as_segment();
-            segment.durable = segment.appended;
-            store.index().insert(key, segment);
-            if open.end().lsn == store.identity().segment_size.end_lsn(key.1) {
-                // Full, and the process ended before it was sealed.
-                writer.seal(open)?;
-            } else {
-                writer.open = Some(open);
-                store.publish();
-            }
+        let Some((key, segment)) = last.filter(|(_, segment)| !segment.sealed) else { return Ok(()) };
+        let recovered = recovery::recover(&segment.path, key, size)?;
+        assert!(recovered.end.lsn >= segment.durable.lsn, "recovery lost what was durable");
+        let open = OpenSegment::reopen(key, recovered);
+        let mut segment = open.as_segment();
+        segment.durable = segment.appended;
+        store.index().insert(key, segment);
+        if open.end().lsn == size.end_lsn(key.1) {
+            // Full, and the process ended before it was sealed.
+            self.seal(open)?;
+        } else {
+            self.open = Some(open);
+            store.publish();
         }
-        Ok(writer)
+        Ok(())
     }
 
     /// The store it writes to.
@@ -100,7 +106,8 @@ impl Writer {
         if lsn < end {
             self.open = None;
             self.broken = true;
-            self.open = cut::cut(&self.store, timeline, lsn)?;
+            let cut = cut::cut(&self.store, timeline, lsn);
+            self.open = cut.inspect_err(|error| self.store.mistrust(error))?;
             self.broken = false;
         }
         if let Some(open) = self.open.take() {
@@ -207,7 +214,8 @@ impl Writer {
 
     fn seal(&self, open: OpenSegment) -> Result<(), StoreError> {
         let key = open.key;
-        let sealed = open.seal(self.store.folder(), &self.store.state())?;
+        let sealed = open.seal(self.store.folder(), &self.store.state());
+        let sealed = sealed.inspect_err(|error| self.store.mistrust(error))?;
         self.store.index().insert(key, sealed);
         self.store.publish();
         Ok(())

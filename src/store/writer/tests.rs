@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES};
-use crate::store::tests::{TIMELINE, files, new_store, read_all};
+use crate::store::tests::{TIMELINE, files, new_store, open_file, read_all};
 use crate::store::{Branch, Hold, Step, Visibility};
 
 fn second_timeline(switch: Lsn) -> TimelineIdentity {
@@ -27,6 +27,27 @@ fn who_stands_at_the_end_of_a_timeline_of_which_nothing_is_kept_is_led_to_the_ne
     assert_eq!(cursor.next().unwrap(), Step::Switched { next: TimelineId(2), lsn: switch });
     let below = store.cursor(TIMELINE, wal.start, Visibility::Appended);
     assert!(matches!(below.err(), Some(StoreError::Removed { .. })));
+}
+
+#[test]
+fn after_a_failed_fsync_nothing_is_promised_until_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(14, 20);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    writer.append(wal.start, &wal.bytes).unwrap();
+    drop(writer);
+    // A device that takes everything and cannot be fsynced.
+    let path = open_file(folder.path()).unwrap();
+    let aside = folder.path().join("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    std::os::unix::fs::symlink("/dev/null", &path).unwrap();
+    assert!(matches!(store.writer().err(), Some(StoreError::File(_))));
+    // A later fsync succeeds on pages that the failed one gave up: that proves nothing.
+    std::fs::rename(&aside, &path).unwrap();
+    assert!(matches!(store.writer().err(), Some(StoreError::Failed)));
+    assert!(matches!(store.sync().err(), Some(StoreError::Failed)));
+    drop(store);
+    assert!(read_all(&Store::open(folder.path()).unwrap(), wal.start, Visibility::Durable) == wal.bytes);
 }
 
 #[test]
