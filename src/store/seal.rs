@@ -76,7 +76,7 @@ impl Seal {
             return Err(corrupt("it has no valid seal"));
         }
         let seal: Seal = serde_json::from_slice(json).map_err(|e| corrupt(&e.to_string()))?;
-        if seal.start >= seal.end
+        if seal.start > seal.end
             || seal.marks().iter().any(|mark| mark.lsn > seal.end || mark.offset > offset)
         {
             return Err(corrupt("its seal contradicts itself"));

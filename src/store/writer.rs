@@ -1,6 +1,8 @@
 //! The one writer of a store.
 
 use super::cursor::{Chunk, OpenFrame};
+use super::folder::{self, Form};
+use super::index::Key;
 use super::open_segment::OpenSegment;
 use super::{Store, StoreError, TimelineIdentity, cut, recovery};
 use crate::durable;
@@ -25,14 +27,24 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Goes on with the segment that the newest timeline ends in, unless that is sealed.
+    /// Goes on with the segment that the newest timeline ends in, unless that is whole.
     fn reopen(&mut self) -> Result<(), StoreError> {
         let (store, size) = (self.store.clone(), self.store.identity().segment_size);
         let last = store.newest_timeline().and_then(|timeline| {
             let index = store.index();
             index.of_timeline(timeline).next_back().map(|(key, segment)| (*key, segment.clone()))
         });
-        let Some((key, segment)) = last.filter(|(_, segment)| !segment.sealed) else { return Ok(()) };
+        let Some((key, mut segment)) = last else { return Ok(()) };
+        if segment.sealed && segment.appended.lsn == size.end_lsn(key.1) {
+            return Ok(());
+        }
+        if segment.sealed {
+            // Its timeline was to end here, but none followed: the seal goes as whatever else is no WAL.
+            let path = folder::segment_path(store.folder(), size, key, Form::Open);
+            durable::rename(&segment.path, &path)?;
+            (segment.path, segment.sealed) = (path, false);
+            store.index().insert(key, segment.clone());
+        }
         let recovered = recovery::recover(&segment.path, key, size)?;
         assert!(recovered.end.lsn >= segment.durable.lsn, "recovery lost what was durable");
         let open = OpenSegment::reopen(key, recovered);
@@ -82,7 +94,7 @@ impl Writer {
             let path = self.store.folder().join(identity.timeline.history_file_name());
             durable::write(&path, text)?;
         }
-        let open = OpenSegment::create(self.store.folder(), size, key)?;
+        let open = self.create_segment(key)?;
         self.store.update_state(|state| state.timelines.push(identity))?;
         self.store.index().insert(key, open.as_segment());
         self.open = Some(open);
@@ -207,9 +219,17 @@ impl Writer {
         let size = self.store.identity().segment_size;
         let (timeline, _) = self.end().ok_or(StoreError::Gap { offered: at, end: Lsn::INVALID })?;
         assert!(at == size.start_of(at), "a sealed segment is followed by the next one's start");
-        let open = OpenSegment::create(self.store.folder(), size, (timeline, size.segment_of(at)))?;
+        let open = self.create_segment((timeline, size.segment_of(at)))?;
         self.store.index().insert(open.key, open.as_segment());
         Ok(open)
+    }
+
+    /// Makes the file of a new segment. One that is there was left by an earlier try that failed behind this.
+    fn create_segment(&self, key: Key) -> Result<OpenSegment, StoreError> {
+        assert!(self.store.index().get(key).is_none(), "a segment is created once");
+        let (folder, size) = (self.store.folder(), self.store.identity().segment_size);
+        durable::remove(&folder::segment_path(folder, size, key, Form::Open))?;
+        OpenSegment::create(folder, size, key)
     }
 
     fn seal(&self, open: OpenSegment) -> Result<(), StoreError> {

@@ -3,11 +3,41 @@
 use super::*;
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES};
 use crate::store::tests::{TIMELINE, files, new_store, open_file, read_all};
-use crate::store::{Branch, Hold, Step, Visibility};
+use crate::store::{Branch, Hold, RawStep, Step, Visibility};
+use bytes::Bytes;
+use std::path::Path;
+
+/// A store that ends with its first segment, and has the next one only as an empty file: a write to it failed.
+fn full_segment_and_an_empty_one(folder: &Path, wal: &RandomWal) -> (Store, Writer) {
+    let (store, mut writer) = new_store(folder, wal.start);
+    let end = wal.start + SEGMENT_BYTES;
+    writer.append(wal.start, &wal.bytes[..SEGMENT_BYTES as usize]).unwrap();
+    let nonsense = Chunk { timeline: TIMELINE, start: end, end, opens_frame: false, bytes: Bytes::new() };
+    assert!(writer.append_chunk(&nonsense).is_err());
+    drop(writer);
+    let writer = store.writer().unwrap();
+    assert!(open_file(folder).is_some());
+    (store, writer)
+}
 
 fn second_timeline(switch: Lsn) -> TimelineIdentity {
     let branch = Some(Branch { epoch: 1, node: "db2".into() });
     TimelineIdentity { timeline: TimelineId(2), parent: Some((TIMELINE, switch)), branch }
+}
+
+#[test]
+fn a_timeline_that_ends_where_an_empty_segment_begins_leaves_a_store_that_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(10, 1_500);
+    let (store, mut writer) = full_segment_and_an_empty_one(folder.path(), &wal);
+    let switch = wal.start + SEGMENT_BYTES;
+    writer.end_timeline(switch).unwrap();
+    writer.begin_timeline(second_timeline(switch), None, switch).unwrap();
+    drop((store, writer));
+    let store = Store::open(folder.path()).unwrap();
+    assert_eq!(store.end_of(TIMELINE), Some(switch));
+    let mut cursor = store.raw_cursor(TIMELINE, switch, Visibility::Durable).unwrap();
+    assert_eq!(cursor.next().unwrap(), RawStep::Switched { next: TimelineId(2), lsn: switch });
 }
 
 #[test]
@@ -27,6 +57,47 @@ fn who_stands_at_the_end_of_a_timeline_of_which_nothing_is_kept_is_led_to_the_ne
     assert_eq!(cursor.next().unwrap(), Step::Switched { next: TimelineId(2), lsn: switch });
     let below = store.cursor(TIMELINE, wal.start, Visibility::Appended);
     assert!(matches!(below.err(), Some(StoreError::Removed { .. })));
+}
+
+#[test]
+fn a_timeline_whose_beginning_failed_begins_at_the_next_try() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(12, 20);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    writer.append(wal.start, &wal.bytes).unwrap();
+    let (switch, start) = (wal.end(), wal.start);
+    writer.end_timeline(switch).unwrap();
+    // The disk has no room for the state.
+    let in_the_way = folder.path().join("walship.state.tmp");
+    std::fs::create_dir(&in_the_way).unwrap();
+    assert!(writer.begin_timeline(second_timeline(switch), None, start).is_err());
+    drop(writer);
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let mut writer = store.writer().unwrap();
+    writer.end_timeline(switch).unwrap();
+    writer.begin_timeline(second_timeline(switch), None, start).unwrap();
+    writer.append(start, &wal.bytes).unwrap();
+    assert_eq!(store.newest_timeline(), Some(TimelineId(2)));
+}
+
+#[test]
+fn a_timeline_that_was_ended_and_is_not_followed_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(13, 300);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    let middle = wal.record_ends[100];
+    writer.append(wal.start, &wal.bytes[..(middle - wal.start) as usize]).unwrap();
+    writer.end_timeline(middle).unwrap();
+    // The process ends before the next one is begun, and whom it followed then is lost, too.
+    drop((store, writer));
+    let store = Store::open(folder.path()).unwrap();
+    let mut writer = store.writer().unwrap();
+    assert_eq!(writer.end(), Some((TIMELINE, middle)));
+    writer.append(middle, &wal.bytes[(middle - wal.start) as usize..]).unwrap();
+    assert!(read_all(&store, wal.start, Visibility::Appended) == wal.bytes);
+    writer.end_timeline(wal.end()).unwrap();
+    drop((store, writer));
+    assert!(read_all(&Store::open(folder.path()).unwrap(), wal.start, Visibility::Durable) == wal.bytes);
 }
 
 #[test]
