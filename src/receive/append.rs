@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use crate::link::message::{self, Timeline, Wal};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, TimelineId};
 use crate::store::{Branch, Chunk, TimelineIdentity, Writer};
 use crate::vitals::Vitals;
 
@@ -24,7 +24,7 @@ pub enum Work {
 #[error("this node has WAL up to {end} of timeline {timeline}, but the new primary left it at {switch_lsn}")]
 pub struct Diverged {
     /// The timeline that was left.
-    pub timeline: crate::pg::TimelineId,
+    pub timeline: TimelineId,
     /// Where this node's WAL of it ends.
     pub end: Lsn,
     /// Where the new timeline begins.
@@ -87,12 +87,15 @@ fn enter(writer: &mut Writer, start: Lsn, timeline: Timeline, vitals: &Vitals) -
         return Ok(());
     }
     let switch_lsn = identity.switch_lsn();
-    let continues = identity.parent.is_some_and(|(parent, _)| parent == current) && end >= switch_lsn;
+    let continues = identity.parent.is_some_and(|(parent, _)| parent == current);
     anyhow::ensure!(
-        continues,
+        continues && end >= switch_lsn,
         "timeline {number} does not continue this node's timeline {current}, which ends at {end}"
     );
-    if end > switch_lsn && !postgres_is_below(vitals, switch_lsn) {
+    let fits = end == switch_lsn
+        || postgres_is_below(vitals, switch_lsn)
+        || no_record_ends_past(writer, current, switch_lsn)?;
+    if !fits {
         return Err(Diverged { timeline: current, end, switch_lsn }.into());
     }
     writer.end_timeline(switch_lsn).context("end the old timeline")?;
@@ -106,6 +109,14 @@ fn enter(writer: &mut Writer, start: Lsn, timeline: Timeline, vitals: &Vitals) -
 fn postgres_is_below(vitals: &Vitals, lsn: Lsn) -> bool {
     let feed = vitals.feed.get();
     feed.last_heard.is_some() && feed.sent_lsn <= lsn && feed.written_lsn <= lsn && feed.flushed_lsn <= lsn
+}
+
+/// Whether all that this node has past `lsn` is the first part of a record that its primary died with. PostgreSQL may
+/// have received it, too: it cannot replay it, and passes over it when it follows another timeline.
+fn no_record_ends_past(writer: &Writer, timeline: TimelineId, lsn: Lsn) -> anyhow::Result<bool> {
+    writer.sync().context("fsync the store")?;
+    let last = writer.store().last_record_end(timeline).context("find the last record")?;
+    Ok(last.is_none_or(|end| end <= lsn))
 }
 
 fn identity_of(identity: &message::TimelineIdentity) -> TimelineIdentity {

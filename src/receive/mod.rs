@@ -96,7 +96,7 @@ async fn resume_point(writer: Writer, start: Option<(TimelineId, Lsn)>) -> anyho
     Ok((writer, Resume { timeline, lsn, frame }))
 }
 
-/// Reads what comes down and hands WAL on. Its reads are cancellation-safe; a chunk whose hand-over is dropped was
+/// Reads what comes down and hands WAL on. Its waits are cancellation-safe; a chunk whose hand-over is dropped was
 /// not acknowledged and comes again.
 async fn read<S: AsyncRead>(
     mut reader: Reader<S>,
@@ -105,7 +105,12 @@ async fn read<S: AsyncRead>(
 ) -> anyhow::Result<()> {
     let vitals = &receiving.vitals;
     loop {
-        let message = reader.read_within(PEER_DEAD_AFTER).await?;
+        let message = tokio::select! {
+            message = reader.read_within(PEER_DEAD_AFTER) => message?,
+            // The appending thread has ended with an error, which the caller takes from it; an upstream that is idle
+            // would not show that.
+            () = work.closed() => return Ok(()),
+        };
         vitals.receive.update(|vitals| vitals.last_heard = Some(Instant::now()));
         let next = match message {
             Message::Wal(wal) => Work::from_wal(wal),
@@ -132,7 +137,6 @@ async fn read<S: AsyncRead>(
             other => return Err(LinkError::unexpected("Wal", other).into()),
         };
         if work.send(next).await.is_err() {
-            // The appending thread has ended with an error, which the caller takes from it.
             return Ok(());
         }
     }

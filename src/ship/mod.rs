@@ -78,20 +78,10 @@ where
     }
 }
 
-/// A cursor where the downstream wants to go on; or why it can't.
+/// A cursor where the downstream wants to go on; or why it can't. One past the end of its timeline is told of the next,
+/// as it alone knows what it has there.
 async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, Reject>> {
     let reject = |code, message: String, hint: &str| Ok(Err(Reject { code, message, hint: hint.to_owned() }));
-    if let Some((_, switch_lsn)) = store.switch_of(resume.timeline).filter(|(_, lsn)| resume.lsn > *lsn) {
-        let message = format!(
-            "your WAL of timeline {} reaches {}, past its end at {switch_lsn}",
-            resume.timeline, resume.lsn
-        );
-        return reject(
-            Code::Diverged,
-            message,
-            "It holds WAL that the new primary never had: take a new base backup.",
-        );
-    }
     let frame = resume.frame.as_ref().map(|frame| OpenFrame {
         start: frame.start_lsn,
         bytes: frame.bytes,

@@ -11,7 +11,7 @@ use super::{Downstream, Shipping};
 use crate::link::message::Member;
 use crate::link::{Conn, LinkError};
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
-use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::pg::{Lsn, SegmentSize, TimelineId, WAL_PAGE_BYTES};
 use crate::receive::{self, Receiving};
 use crate::store::{Branch, NewStore, RawStep, Store, TimelineIdentity, Visibility, Writer};
 use crate::vitals::Vitals;
@@ -28,11 +28,26 @@ fn begin(writer: &mut Writer, start: Lsn) {
     writer.begin_timeline(identity, None, start).unwrap();
 }
 
+/// Ends timeline 1 at `switch` and begins 2, which has the rest of the WAL; where that begins.
+fn go_on(writer: &mut Writer, switch: Lsn, wal: &RandomWal) -> Lsn {
+    writer.end_timeline(switch).unwrap();
+    let identity = TimelineIdentity {
+        timeline: TimelineId(2),
+        parent: Some((TimelineId(1), switch)),
+        branch: Some(Branch { epoch: 1, node: "db1".into() }),
+    };
+    let start = writer.store().identity().segment_size.start_of(switch);
+    writer.begin_timeline(identity, Some(b"1\t0/300000\tx\n"), start).unwrap();
+    writer.append(start, &wal.bytes[(start - wal.start) as usize..]).unwrap();
+    start
+}
+
 /// A link between two stores, up to the moment it is dropped.
 struct Connected {
     token: CancellationToken,
     ship: tokio::task::JoinHandle<anyhow::Result<()>>,
     receive: tokio::task::JoinHandle<anyhow::Result<()>>,
+    target_vitals: Arc<Vitals>,
     _members: watch::Sender<Vec<Member>>,
     _restartpoint: watch::Sender<Lsn>,
 }
@@ -48,10 +63,11 @@ impl Connected {
             members: members.subscribe(),
             max_rate_bytes_per_second: None,
         };
+        let target_vitals = Arc::new(Vitals::default());
         let receiving = Receiving {
             store: target.clone(),
             start: Some((TimelineId(1), start)),
-            vitals: Arc::new(Vitals::default()),
+            vitals: Arc::clone(&target_vitals),
             restartpoint: restartpoint.subscribe(),
             members: watch::Sender::new(Vec::new()),
         };
@@ -59,10 +75,19 @@ impl Connected {
         Connected {
             ship: tokio::spawn(super::run(Conn::new(one), shipping, downstream, token.clone())),
             receive: tokio::spawn(receive::run(Conn::new(two), receiving, token.clone())),
+            target_vitals,
             _members: members,
             _restartpoint: restartpoint,
             token,
         }
+    }
+
+    /// The target's PostgreSQL says that it has WAL up to `lsn`.
+    fn fed(&self, lsn: Lsn) {
+        self.target_vitals.feed.update(|feed| {
+            (feed.sent_lsn, feed.written_lsn, feed.flushed_lsn) = (lsn, lsn, lsn);
+            feed.last_heard = Some(std::time::Instant::now());
+        });
     }
 
     /// Ends both stages; whichever notices the other one's going first may say so.
@@ -184,16 +209,7 @@ async fn a_target_follows_to_the_next_timeline_and_a_diverged_one_is_told() {
 
     let connected = Connected::new(&source, &target, wal.start, 1 << 16);
     reaches(&target, TimelineId(1), switch).await;
-    let size = source.identity().segment_size;
-    let start = size.start_of(switch);
-    writer.end_timeline(switch).unwrap();
-    let identity = TimelineIdentity {
-        timeline: TimelineId(2),
-        parent: Some((TimelineId(1), switch)),
-        branch: Some(Branch { epoch: 1, node: "db1".into() }),
-    };
-    writer.begin_timeline(identity, Some(b"1\t0/300000\tx\n"), start).unwrap();
-    writer.append(start, &wal.bytes[(start - wal.start) as usize..]).unwrap();
+    let start = go_on(&mut writer, switch, &wal);
     reaches(&target, TimelineId(2), wal.end()).await;
     connected.cut().await;
     assert!(content(&target, TimelineId(2), start) == wal.bytes[(start - wal.start) as usize..]);
@@ -202,5 +218,34 @@ async fn a_target_follows_to_the_next_timeline_and_a_diverged_one_is_told() {
 
     let refused = Connected::new(&source, &ahead, wal.start, 1 << 16);
     let error = tokio::time::timeout(PATIENCE, refused.receive).await.unwrap().unwrap().unwrap_err();
-    assert!(format!("{error:#}").contains("past its end"), "{error:#}");
+    assert!(error.downcast_ref::<receive::Diverged>().is_some(), "{error:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_of_a_record_past_the_switch_is_no_reason_to_be_seeded_anew() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let wal = RandomWal::new(15, 600);
+    let (source, target) = (new_store(one.path()), new_store(two.path()));
+    // The primary died within a record that is longer than a page, of which the target has a page or more.
+    let long = |ends: &[Lsn]| ends[1].align_down(WAL_PAGE_BYTES) > ends[0];
+    let ends = wal.record_ends[200..].windows(2).find(|ends| long(ends)).unwrap();
+    let (switch, cut) = (ends[0], ends[1].align_down(WAL_PAGE_BYTES));
+    let upto = |end: Lsn| &wal.bytes[..(end - wal.start) as usize];
+    let mut writer = source.writer().unwrap();
+    begin(&mut writer, wal.start);
+    writer.append(wal.start, upto(switch)).unwrap();
+    let mut copy = target.writer().unwrap();
+    begin(&mut copy, wal.start);
+    copy.append(wal.start, upto(cut)).unwrap();
+    drop(copy);
+
+    let start = go_on(&mut writer, switch, &wal);
+
+    let connected = Connected::new(&source, &target, wal.start, 1 << 16);
+    // Its PostgreSQL received all that its store has.
+    connected.fed(cut);
+    reaches(&target, TimelineId(2), wal.end()).await;
+    connected.cut().await;
+    assert!(content(&target, TimelineId(1), wal.start) == upto(switch));
+    assert!(content(&target, TimelineId(2), start) == wal.bytes[(start - wal.start) as usize..]);
 }
