@@ -87,7 +87,7 @@ fn enter(writer: &mut Writer, start: Lsn, timeline: Timeline, vitals: &Vitals) -
         return Ok(());
     }
     let switch_lsn = identity.switch_lsn();
-    let continues = identity.parent.is_some_and(|(parent, _)| parent == current);
+    let continues = number > current && identity.parent.is_some_and(|(parent, _)| parent == current);
     anyhow::ensure!(
         continues && end >= switch_lsn,
         "timeline {number} does not continue this node's timeline {current}, which ends at {end}"
@@ -127,5 +127,34 @@ fn identity_of(identity: &message::TimelineIdentity) -> TimelineIdentity {
             .branch
             .as_ref()
             .map(|branch| Branch { epoch: branch.epoch, node: branch.node.clone() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::SegmentSize;
+    use crate::store::{NewStore, Store};
+
+    #[test]
+    fn a_timeline_that_goes_back_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let segment_size = SegmentSize::new(1 << 20).unwrap();
+        let store = Store::create(folder.path(), NewStore { system_identifier: 7, segment_size }).unwrap();
+        let mut writer = store.writer().unwrap();
+        let identity = |timeline, parent| message::TimelineIdentity {
+            timeline: TimelineId(timeline),
+            parent,
+            switch_lsn: Lsn(3 << 20),
+            branch: None,
+        };
+        let mut enter = |identity| {
+            let timeline = Timeline { identity, history: String::new() };
+            super::enter(&mut writer, Lsn(3 << 20), timeline, &Vitals::default())
+        };
+        enter(identity(4, Some(TimelineId(2)))).unwrap();
+        let error = enter(identity(1, Some(TimelineId(4)))).unwrap_err();
+        assert!(error.to_string().starts_with("timeline 1 does not continue"), "{error:#}");
+        assert_eq!(store.newest_timeline(), Some(TimelineId(4)));
     }
 }
