@@ -90,6 +90,11 @@ async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, R
     let (store, timeline, lsn) = (store.clone(), resume.timeline, resume.lsn);
     let opened = tokio::task::spawn_blocking(move || {
         let cursor = store.cursor(timeline, lsn, Visibility::Appended)?;
+        if let Some((next, switch_lsn)) = store.switch_of(timeline).filter(|(_, end)| lsn >= *end) {
+            // It goes on with the next one at once: that has to be here, too.
+            let start = store.identity().segment_size.start_of(switch_lsn);
+            store.cursor(next, start, Visibility::Appended)?;
+        }
         match frame {
             Some(frame) => cursor.resume(&frame),
             None => Ok(cursor),

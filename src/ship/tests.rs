@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Downstream, Shipping};
-use crate::link::message::Member;
+use crate::link::message::{Code, Member};
 use crate::link::{Conn, LinkError};
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
 use crate::pg::{Lsn, SegmentSize, TimelineId, WAL_PAGE_BYTES};
@@ -248,4 +248,26 @@ async fn a_part_of_a_record_past_the_switch_is_no_reason_to_be_seeded_anew() {
     connected.cut().await;
     assert!(content(&target, TimelineId(1), wal.start) == upto(switch));
     assert!(content(&target, TimelineId(2), start) == wal.bytes[(start - wal.start) as usize..]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_has_all_of_a_timeline_is_told_when_the_next_ones_beginning_is_gone() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let wal = RandomWal::new(16, 1_500);
+    let (source, target) = (new_store(one.path()), new_store(two.path()));
+    let switch = wal.record_ends[100];
+    let upto_switch = &wal.bytes[..(switch - wal.start) as usize];
+    let (mut writer, mut copy) = (source.writer().unwrap(), target.writer().unwrap());
+    for writer in [&mut writer, &mut copy] {
+        begin(writer, wal.start);
+        writer.append(wal.start, upto_switch).unwrap();
+    }
+    drop(copy);
+    go_on(&mut writer, switch, &wal);
+    assert!(source.retain(&[], u64::MAX).unwrap().removed > 1);
+
+    let refused = Connected::new(&source, &target, wal.start, 1 << 16);
+    let error = tokio::time::timeout(PATIENCE, refused.receive).await.unwrap().unwrap().unwrap_err();
+    let rejected = |error: &LinkError| matches!(error, LinkError::Rejected(why) if why.code == Code::Removed);
+    assert!(error.downcast_ref().is_some_and(rejected), "{error:#}");
 }
