@@ -222,3 +222,19 @@ async fn forced_a_paused_replay_is_resumed() {
     assert_eq!(db2.cluster.value("SELECT count(*) FROM before").await.unwrap(), "1000");
     write(&db2, "after").await;
 }
+
+#[tokio::test]
+async fn a_primary_that_comes_back_is_told_that_it_is_none() {
+    let test = Test::new();
+    let (mut db1, db2, db3) = three(&test).await;
+    db1.dies().await;
+    db2.walship(&["promote"]).await.succeeded();
+    db1.cluster.start().await.unwrap();
+    db1.sidecar.expect_log("this node was superseded");
+    db1.run().await;
+    db1.sidecar.wait_log("this node was superseded").await;
+    let texts = ["db1 was superseded: db2 was promoted with epoch 1", "hint: Stop PostgreSQL here"];
+    db1.walship(&["promote"]).await.failed(3, &texts);
+    write(&db2, "after").await;
+    db3.equals(&db2).await;
+}
