@@ -76,7 +76,7 @@ fn is_standby(data_directory: &Path) -> bool {
     data_directory.join("standby.signal").exists() && data_directory.join(CONTROL_FILE).exists()
 }
 
-/// Runs whatever role the node had last; a standby's PostgreSQL is started when it is down.
+/// Runs whatever role the node had last.
 pub async fn resume(config: Config) -> anyhow::Result<()> {
     let folder = config.store.clone();
     if !Store::exists(&folder) {
@@ -104,9 +104,6 @@ pub async fn resume(config: Config) -> anyhow::Result<()> {
                 "a promotion was interrupted after PostgreSQL was promoted: this node is the primary"
             );
             role = NodeRole::Primary;
-        } else if !postgres::is_running(&config.postgres.data_directory).context("look for PostgreSQL")? {
-            tracing::info!("PostgreSQL is down: starting it");
-            postgres::start(&config).await?;
         }
     }
     serve(config, store, Life::of(role)).await
@@ -253,7 +250,6 @@ async fn live(
             tracing::error!(path = %bad.path.display(), pages = bad.count, "pages have wrong checksums on the primary");
         }
         failpoint::hit("join-copied");
-        postgres::start(&node.config).await?;
     }
     if life.role() == NodeRole::Standby
         && standby::run(Arc::clone(node), requests).await? == standby::End::Stopped

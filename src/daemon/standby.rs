@@ -40,11 +40,23 @@ pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> any
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        failed = start_postgres(&node) => failed,
         failed = feed_failed(feeding) => failed,
         () = node.token.cancelled() => Ok(End::Stopped),
     };
     token.cancel();
     ended
+}
+
+/// Starts PostgreSQL when it is down. It may replay for long, and it is fed and can be asked about meanwhile.
+async fn start_postgres(node: &Arc<Node>) -> anyhow::Result<End> {
+    let looked = node
+        .blocking("look for PostgreSQL", |node| postgres::is_running(&node.config.postgres.data_directory));
+    if !looked.await?.context("look for PostgreSQL")? {
+        tracing::info!("starting PostgreSQL");
+        postgres::start(&node.config).await?;
+    }
+    std::future::pending().await
 }
 
 async fn serve_feed(node: Arc<Node>, replies: ReplyRequests, token: CancellationToken) -> anyhow::Result<()> {
