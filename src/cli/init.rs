@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf, absolute};
 
 use anyhow::Context;
 
-use super::{exit, output};
+use super::{exit, output, privilege};
 use crate::clock::WallTime;
 use crate::config::{Address, Config, ConfigError, ConninfoText, Name, SEARCH_PATH, Template};
 use crate::durable::{self, FileError};
@@ -67,8 +67,12 @@ pub struct Args {
 
 /// Makes all of it, or refuses when any of it exists. Blocks.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let root = rustix::process::geteuid().is_root();
-    let (file, config) = make(args, root)?;
+    let (file, config) = make(args, privilege::is_root())?;
+    output::print(&told(args, &file, &config))
+}
+
+/// What was made, and what to do next.
+fn told(args: &Args, file: &Path, config: &Config) -> String {
     let key = match args.ca_key {
         Some(_) => String::new(),
         None => {
@@ -77,13 +81,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
     };
     let flag = args.config.as_ref().map_or_else(String::new, |_| format!(" --config {}", file.display()));
-    output::print(&format!(
+    format!(
         "Made node {}.\n  configuration  {}\n  store          {}\n{key}\
-         Now run `walship{flag} check`, then `walship{flag} primary`.\n",
+         Now run `walship check{flag}`, then `walship primary{flag}`.\n",
         config.name,
         file.display(),
         config.store.display(),
-    ))
+    )
 }
 
 /// The same without a word: where the configuration is, and what it says.
@@ -243,6 +247,20 @@ mod tests {
             ca_key: None,
         };
         (folder, args)
+    }
+
+    #[test]
+    fn what_it_says_to_run_next_can_be_run() {
+        use clap::Parser;
+        let (_folder, args) = host();
+        let (file, config) = make(&args, false).unwrap();
+        let told = told(&args, &file, &config);
+        let commands: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+        assert_eq!(commands.len(), 2, "{told}");
+        for command in commands {
+            let parsed = crate::cli::Cli::try_parse_from(command.split(' '));
+            assert!(parsed.is_ok(), "{command}: {}", parsed.unwrap_err());
+        }
     }
 
     fn mode(path: &Path) -> u32 {

@@ -1,5 +1,6 @@
 //! What can be wrong with the configuration: always which key or file, where it was set, and what to do.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::durable::FileError;
@@ -39,7 +40,7 @@ pub enum ConfigError {
         only: &'static str,
     },
     /// A key that must be set and is not.
-    #[error("`{key}` is not set{}", in_file(source_file))]
+    #[error("`{key}` is not set{}", in_that_file(source_file))]
     Missing {
         /// The key, with its section.
         key: &'static str,
@@ -94,10 +95,17 @@ fn in_file(path: &Option<PathBuf>) -> String {
     path.as_deref().map_or_else(String::new, |path: &Path| format!(", in {}", path.display()))
 }
 
+fn in_that_file(path: &Option<PathBuf>) -> String {
+    if path.is_none() { ", and there is no configuration file".to_owned() } else { in_file(path) }
+}
+
 impl ConfigError {
     /// What to do about it, in full sentences.
     pub fn hint(&self) -> String {
         match self {
+            ConfigError::File(error) if error.kind() == ErrorKind::PermissionDenied => {
+                "Run this as root or as PostgreSQL's account.".to_owned()
+            }
             ConfigError::File(_) => {
                 "Name the file with `--config FILE`; `walship init` or `walship standby --join` make one.".to_owned()
             }

@@ -89,7 +89,7 @@ fn a_file_that_was_named_must_be_there() {
     let error = load(&["--config", "/nonexistent/walship.toml"]).unwrap_err();
     assert_eq!(error.to_string(), "read /nonexistent/walship.toml");
     let error = Config::resolve(File::default(), None, &Overrides::default()).unwrap_err();
-    assert_eq!(error.to_string(), "`name` is not set");
+    assert_eq!(error.to_string(), "`name` is not set, and there is no configuration file");
     assert!(error.hint().contains("walship init"));
 }
 

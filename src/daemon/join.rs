@@ -133,13 +133,18 @@ fn refusal(error: &anyhow::Error) -> Option<&LinkError> {
     error.downcast_ref::<LinkError>().filter(|error| !error.is_gone())
 }
 
-/// What each address had to say. A refusal brings its own hint.
+/// What each address had to say. A refusal says more than silence, and brings its own hint.
 fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
-    let hint = failures.iter().find_map(|(_, error)| refusal(error)?.hint()).unwrap_or_else(|| {
-        "Is `walship primary` running there, and can this host reach it? `advertise` in its walship.toml is the \
-         address in the bundle."
-            .to_owned()
-    });
+    let refused = failures.iter().find_map(|(address, error)| Some((address, refusal(error)?)));
+    if let Some((address, refusal)) = refused {
+        let said = anyhow::anyhow!("{address}: {refusal}");
+        return match refusal.hint() {
+            Some(hint) => Fault::advise(said, hint),
+            None => said,
+        };
+    }
+    let hint = "Is `walship primary` running there, and can this host reach it? `advertise` in its walship.toml is the \
+                address in the bundle.";
     let told: Vec<String> = failures.iter().map(|(address, error)| format!("{address}: {error:#}")).collect();
     Fault::advise(anyhow::anyhow!("no primary answers ({})", told.join("; ")), hint)
 }

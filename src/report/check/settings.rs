@@ -112,7 +112,8 @@ fn slot(server: &Server) -> Finding {
     const WHAT: &str = "replication slot";
     let name = &server.slot_name;
     let Some(slot) = &server.slot else {
-        return Finding::new(Level::Ok, WHAT, format!("{name} is not there yet; `walship primary` makes it"));
+        let maker = if server.in_recovery { "a promotion" } else { "`walship primary`" };
+        return Finding::new(Level::Ok, WHAT, format!("{name} is not there yet; {maker} makes it"));
     };
     let drop = || Mend::Sql(format!("SELECT pg_drop_replication_slot('{}');", name.replace('\'', "''")));
     if !slot.is_physical {
