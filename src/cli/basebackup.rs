@@ -18,6 +18,7 @@ use crate::pg::Conninfo;
 use crate::pg::sql::SqlError;
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
+use crate::restore::target::require_free;
 use crate::restore::{Options, Phase, Progress, Report};
 use crate::store::COMPRESSION_LEVEL;
 use crate::tls::for_postgres;
@@ -115,16 +116,29 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let options = options(args)?;
     let target = options.target.clone();
     let bundle = args.bundle.as_deref().map(Bundle::read).transpose().advised()?;
-    privilege::make_folder(&target)?;
-    match &bundle {
-        Some(bundle) => {
-            privilege::become_owner_with(&target, &bundle.render().advised()?, &["--bundle", "-"])?
-        }
-        None => privilege::become_owner_of(&target)?,
-    }
     let source = source(args, bundle.as_ref())?;
+    if privilege::is_root() {
+        look(&source, &target)?;
+        privilege::make_folder(&target)?;
+        match &bundle {
+            Some(bundle) => {
+                privilege::become_owner_with(&target, &bundle.render().advised()?, &["--bundle", "-"])?
+            }
+            None => privilege::become_owner_of(&target)?,
+        }
+    }
     let report = runtime()?.block_on(copy(source, options, args.progress || stderr().is_terminal()))?;
     tell(&target, &report, args)
+}
+
+/// Finds out before root makes anything what would be refused once the owner of the folder goes on.
+fn look(source: &Source, target: &Path) -> anyhow::Result<()> {
+    require_free(target, None)?;
+    match source {
+        Source::Remote(remote) => runtime()?.block_on(remote_copy::look(remote)),
+        // It may not let root in.
+        Source::Local(_) => Ok(()),
+    }
 }
 
 /// What the flags say about the copy itself.

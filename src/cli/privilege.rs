@@ -21,9 +21,14 @@ use crate::fault::{Fault, WithFault};
 /// The account that PostgreSQL's packages make.
 const POSTGRES: &str = "postgres";
 
+/// Whether this process may do everything.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// When root, goes on as the owner of `path`, or of the nearest folder above it that exists.
 pub fn become_owner_of(path: &Path) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return Ok(());
     }
     become_account(&owner_of(path), None)
@@ -32,7 +37,7 @@ pub fn become_owner_of(path: &Path) -> anyhow::Result<()> {
 /// The same with something that only root can read, as the standard input; `more` is added to the arguments and says
 /// so.
 pub fn become_owner_with(path: &Path, input: &str, more: &[&str]) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return Ok(());
     }
     become_account(&owner_of(path), Some((in_memory(input)?, more)))
@@ -40,7 +45,7 @@ pub fn become_owner_with(path: &Path, input: &str, more: &[&str]) -> anyhow::Res
 
 /// When root, goes on as `postgres`.
 pub fn become_postgres() -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return Ok(());
     }
     become_account(POSTGRES, None)
@@ -118,7 +123,7 @@ fn passwd_entry(account: &str) -> Option<(String, String)> {
 /// When root, makes a folder, with what is missing above it, for the account that [`become_owner_of`] becomes: that may
 /// not be allowed to.
 pub fn make_folder(folder: &Path) -> anyhow::Result<()> {
-    if !rustix::process::geteuid().is_root() {
+    if !is_root() {
         return Ok(());
     }
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();

@@ -225,10 +225,12 @@ fn new_configuration(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Op
     Ok((config, Some((path, text))))
 }
 
-/// How PostgreSQL is started with a configuration that is not in its data directory.
+/// How PostgreSQL is started with a configuration that is not in its data directory, and may have been written for
+/// another one.
 fn start_command(data_directory: &Path, store: &Path, folder: &Path) -> String {
     format!(
-        "pg_ctl start --wait --silent --pgdata '{}' --log '{}' --options '-c config_file={}/postgresql.conf'",
+        "pg_ctl start --wait --silent --pgdata '{0}' --log '{1}' \
+         --options '-c config_file=\"{2}/postgresql.conf\" -c data_directory=\"{0}\"'",
         data_directory.display(),
         store.join("postgresql.log").display(),
         folder.display()
@@ -258,7 +260,7 @@ fn default_file() -> PathBuf {
 
 /// Root will make it, and give it to the owner of the data directory.
 fn is_ours_to_write(folder: &Path) -> bool {
-    rustix::process::geteuid().is_root() || access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+    privilege::is_root() || access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok()
 }
 
 /// Where the store goes when nobody says: where daemons keep such things, or beside the data directory.

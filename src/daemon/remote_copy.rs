@@ -65,6 +65,11 @@ impl Remote {
     }
 }
 
+/// Asks whether there is something to copy.
+pub async fn look(remote: &Remote) -> anyhow::Result<()> {
+    Source::find(remote.clone()).await.map(drop)
+}
+
 /// Copies the cluster that a sidecar elsewhere serves.
 pub async fn copy(remote: Remote, options: Options, progress: Arc<Cell<Progress>>) -> anyhow::Result<Report> {
     let source = Arc::new(Source::find(remote).await?);

@@ -171,7 +171,7 @@ async fn what_cannot_be_meant_is_refused_with_a_way_out() {
     run(&["-D", "copy", "--from", "db1:7432"]).await.failed(2, &["walship invite --reader"]);
     run(&["-D", "copy", "--from", "db1"]).await.failed(2, &["db1.example:7432"]);
     run(&["-D", "copy", "--from", "db1:7432", "--pgdata", &pgdata]).await.failed(2, &["cannot be used with"]);
-    run(&["-D", "copy", "--bundle", "nowhere"]).await.failed(2, &["nowhere", "walship invite --reader NAME"]);
+    run(&["-D", "copy", "--bundle", "nowhere"]).await.failed(2, &["nowhere", "walship invite NAME"]);
     run(&["-D", "copy", "--pgdata", &pgdata, "-T", "a=b"]).await.failed(2, &["OLDDIR=NEWDIR"]);
     run(&["-D", "copy", "--pgdata", &pgdata, "-r", "fast"]).await.failed(2, &["64MiB"]);
     run(&["-D", "copy", "--pgdata", &pgdata, "-c", "slow"]).await.failed(2, &["fast, spread"]);

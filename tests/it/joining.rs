@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Node, Test, everything_below};
+use crate::harness::{Finished, Node, Test, everything_below};
 
 /// Takes the configuration of a running server out of its data directory, as Debian has it from the beginning.
 fn move_configuration(node: &Node, to: &Path) {
@@ -36,7 +36,11 @@ async fn a_configuration_that_is_elsewhere_is_missed_before_the_copy() {
     assert!(db1.status().await.unwrap().members.iter().all(|member| member.name == "db1"));
 
     let conf = etc.join("postgresql.conf");
-    let files = format!("hba_file = '{0}/pg_hba.conf'\nident_file = '{0}/pg_ident.conf'\n", etc.display());
+    // As a package wrote it, for a data directory of its own.
+    let files = format!(
+        "hba_file = '{0}/pg_hba.conf'\nident_file = '{0}/pg_ident.conf'\ndata_directory = '/nowhere'\n",
+        etc.display()
+    );
     fs::write(&conf, fs::read_to_string(&conf).unwrap() + &files).unwrap();
     db2.join(&bundle, &["--config-directory", etc.to_str().unwrap()]);
     db2.follows(&db1).await;
@@ -64,4 +68,36 @@ async fn a_bundle_that_only_root_can_read_is_handed_to_the_owner() {
     for made in [db2.config_file(), db2.store().join("tls/node.key"), db2.cluster.data_directory()] {
         assert_eq!(fs::metadata(&made).unwrap().uid(), owner, "{}", made.display());
     }
+}
+
+#[tokio::test]
+async fn what_is_refused_to_root_leaves_no_folder() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let db2 = test.standby("db2", &db1).await;
+    let as_root = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walship"));
+        command.args(arguments).current_dir(db2.folder());
+        Finished::run(command).await
+    };
+    let (copy, standby) = (test.folder().join("copy"), db2.listen().to_string());
+    let arguments = ["basebackup", "--from", &standby, "-D", copy.to_str().unwrap()];
+    as_root(&arguments)
+        .await
+        .failed(3, &["db2 at 127.0.0.1", "is a standby, and only the primary is copied"]);
+    assert!(!copy.exists());
+    let bundle = db2.folder().join("db2.join");
+    fs::copy(db1.folder().join("db2.join"), &bundle).unwrap();
+    let new = test.folder().join("new");
+    let place = |name: &str| new.join(name).to_str().unwrap().to_owned();
+    let (data, store, config) = (place("data"), place("store"), place("walship.toml"));
+    let arguments = [
+        "standby", "--join", "db2.join", "-D", &data, "--store", &store, "--config", &config, "--listen",
+        &standby,
+    ];
+    as_root(&arguments).await.failed(3, &["the invitation of db2 was used before", "hint: "]);
+    assert!(!new.exists());
 }
