@@ -17,8 +17,8 @@
 //! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`promote`], [`report`].
 //!   They meet in the store on a host and on the link between hosts, nowhere else.
 //! * 1: [`store`], [`link`], [`config`].
-//! * 0: [`pg`], the vocabulary of PostgreSQL; [`vitals`], the numbers that the stages write and reports read;
-//!   [`tls`], the only builder of TLS configurations; [`durable`], the only caller of rename and fsync; [`clock`],
+//! * 0: [`pg`], the vocabulary of PostgreSQL; [`policy`], what a commit waits for; [`vitals`], the numbers that the
+//!   stages write and reports read; [`tls`], the only builder of TLS configurations; [`durable`], the only caller of rename and fsync; [`clock`],
 //!   the only reader of wall time; [`fault`], what a person is told when something went wrong; [`failpoint`].
 //!
 //! # Invariants
@@ -54,5 +54,6 @@ pub mod durable;
 pub mod failpoint;
 pub mod fault;
 pub mod pg;
+pub mod policy;
 pub mod tls;
 pub mod vitals;

@@ -13,7 +13,7 @@ const LAYERS: [(u8, &[&str]); 5] = [
     (3, &["daemon"]),
     (2, &["capture", "backup", "ship", "receive", "restore", "feed", "ack", "promote", "report"]),
     (1, &["store", "link", "config"]),
-    (0, &["pg", "vitals", "tls", "durable", "clock", "fault", "failpoint"]),
+    (0, &["pg", "policy", "vitals", "tls", "durable", "clock", "fault", "failpoint"]),
 ];
 
 /// Imports within a layer: everything in layer 0 may use `pg`; the rest is listed, importer first.

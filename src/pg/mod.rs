@@ -7,6 +7,7 @@ pub mod checksum;
 pub mod conninfo;
 pub mod control;
 pub mod label;
+pub mod levels;
 pub mod lsn;
 pub mod manifest;
 pub mod message;
@@ -23,6 +24,7 @@ pub(crate) mod wal_fixture;
 
 pub use binaries::Binaries;
 pub use conninfo::Conninfo;
+pub use levels::{Level, Levels};
 pub use lsn::Lsn;
 pub use segment::{SegmentNumber, SegmentSize};
 pub use timeline::{History, TimelineId};
