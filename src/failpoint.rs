@@ -1,8 +1,10 @@
 //! Named failure points, in debug builds only: where a test makes a process die or dawdle.
 //!
-//! `WALSHIP_FAILPOINTS="store.seal=abort,ship.send=sleep:200ms"` says what happens at which point, and is read once.
+//! `WALSHIP_FAILPOINTS="store.seal=abort,ship.send=sleep:200ms,store.sync=hold:/tmp/held"` says what happens at which
+//! point, and is read once.
 //! A release build does not look at the variable at all.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -13,13 +15,18 @@ pub const VARIABLE: &str = "WALSHIP_FAILPOINTS";
 pub const ENABLED: bool = cfg!(debug_assertions);
 
 /// What happens at a point.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Action {
     /// The process dies at once, without running anything that would tidy up.
     Abort,
     /// The thread sleeps, every time.
     Sleep(Duration),
+    /// The thread goes on when this file is not there.
+    Hold(PathBuf),
 }
+
+/// How often it is looked for a file that holds.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Does what was asked for at the point of this name, usually nothing. The name says module and moment, such as
 /// `store.seal.before_rename`.
@@ -32,15 +39,20 @@ pub fn hit(name: &str) {
         let text = std::env::var(VARIABLE).unwrap_or_default();
         parse(&text).unwrap_or_else(|wrong| {
             // A test that believes in a failure that never comes is worse than one that fails.
-            tracing::error!("{VARIABLE}: `{wrong}` is not NAME=abort or NAME=sleep:DURATION");
+            tracing::error!("{VARIABLE}: `{wrong}` is not NAME=abort, NAME=sleep:DURATION or NAME=hold:FILE");
             std::process::abort()
         })
     });
     let Some((_, action)) = points.iter().find(|(point, _)| point == name) else { return };
-    tracing::info!("failure point {name}: {action:?}");
+    tracing::debug!("failure point {name}: {action:?}");
     match action {
         Action::Abort => std::process::abort(),
         Action::Sleep(duration) => std::thread::sleep(*duration),
+        Action::Hold(file) => {
+            while file.exists() {
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
     }
 }
 
@@ -53,6 +65,7 @@ fn parse(text: &str) -> Result<Vec<(String, Action)>, String> {
             Some(("sleep", duration)) => {
                 Action::Sleep(jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(duration).ok()?)
             }
+            Some(("hold", file)) if !file.is_empty() => Action::Hold(file.into()),
             _ => return None,
         };
         Some((name.to_owned(), action))
@@ -70,8 +83,9 @@ mod tests {
         let both = parse("store.seal=abort, ship.send=sleep:200ms,").unwrap();
         let sleep = Action::Sleep(Duration::from_millis(200));
         assert_eq!(both, [("store.seal".to_owned(), Action::Abort), ("ship.send".to_owned(), sleep)]);
+        assert_eq!(parse("a=hold:/x"), Ok(vec![("a".to_owned(), Action::Hold("/x".into()))]));
         assert_eq!(parse(""), Ok(Vec::new()));
-        for wrong in ["a", "a=", "a=die", "a=sleep", "a=sleep:x", "a=abort:1"] {
+        for wrong in ["a", "a=", "a=die", "a=sleep", "a=sleep:x", "a=abort:1", "a=hold:"] {
             assert_eq!(parse(&format!("b=abort,{wrong}")), Err(wrong.to_owned()));
         }
     }

@@ -36,6 +36,7 @@ pub mod demo;
 
 pub mod daemon;
 
+pub mod ack;
 pub mod backup;
 pub mod capture;
 pub mod feed;

@@ -160,6 +160,12 @@ pub struct DownstreamVitals {
     pub contact: Contact,
     /// Where it connected from.
     pub address: String,
+    /// Whose positions these are; another store under the same name has none of them.
+    pub store_uuid: Option<String>,
+    /// Its base backup is not complete: its positions count for no commit.
+    pub is_copying: bool,
+    /// The highest serial of a policy that it has stored.
+    pub policy_serial: u64,
     /// The timeline shipped to it.
     pub timeline: Option<TimelineId>,
     /// Handed to the socket.
@@ -182,6 +188,17 @@ pub struct DownstreamVitals {
     pub wire_bytes: u64,
     /// Its hot-standby feedback, to be passed on to the primary.
     pub feedback: Option<StandbyFeedback>,
+}
+
+impl DownstreamVitals {
+    /// A connection begins. Another store than the one before has nothing of what that one said.
+    pub fn connect(&mut self, since: WallTime, address: String, store_uuid: Option<String>) {
+        if self.store_uuid != store_uuid {
+            *self = DownstreamVitals { store_uuid, ..DownstreamVitals::default() };
+        }
+        self.contact = Contact::Up { since };
+        self.address = address;
+    }
 }
 
 /// One running base backup.
@@ -281,6 +298,23 @@ mod tests {
         assert_eq!(samples.first_beyond(Lsn(30)), None);
         samples.forget_below(Lsn(25));
         assert_eq!(samples.all(), [sample(20, 2), sample(30, 4)]);
+    }
+
+    #[test]
+    fn another_store_under_the_same_name_has_no_past() {
+        let mut member = DownstreamVitals::default();
+        let now = WallTime { unix_micros: 1 };
+        let connect = |member: &mut DownstreamVitals, uuid: Option<&str>| {
+            member.connect(now, "db2:1".to_owned(), uuid.map(str::to_owned));
+            member.flushed_lsn
+        };
+        connect(&mut member, Some("one"));
+        (member.flushed_lsn, member.policy_serial) = (Lsn(5), 2);
+        assert_eq!(connect(&mut member, Some("one")), Lsn(5));
+        assert_eq!(connect(&mut member, Some("two")), Lsn::INVALID);
+        assert_eq!(member.policy_serial, 0);
+        member.flushed_lsn = Lsn(5);
+        assert_eq!(connect(&mut member, None), Lsn::INVALID, "nobody knows whose it is");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! is advanced over SQL. What always holds:
 //!
 //! * The slot exists and reserves WAL before anything is streamed.
-//! * What PostgreSQL is told of as flushed is durable in the store and came over this connection.
+//! * PostgreSQL is told of no more than is released, and of nothing that did not come over this connection.
 //! * WAL of a server whose past is not the store's is never appended.
 //! * A PostgreSQL that is being stopped is never kept waiting for longer than the store takes.
 
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::WallTime;
 use crate::pg::replication::{Incoming, Outgoing, Replication, ReplicationError, Started};
 use crate::pg::sql::Sql;
-use crate::pg::{Conninfo, Lsn, TimelineId};
+use crate::pg::{Conninfo, Levels, Lsn, TimelineId};
 use crate::store::{Branch, Store};
 use crate::vitals::{Contact, StandbyFeedback, Vitals};
 pub use error::CaptureError;
@@ -51,13 +51,22 @@ pub struct Options {
     pub adopted: Option<(TimelineId, Branch)>,
 }
 
+/// What goes back to PostgreSQL.
+#[derive(Clone, Debug)]
+pub struct Back {
+    /// Hot-standby feedback.
+    pub feedback: watch::Receiver<Option<StandbyFeedback>>,
+    /// How far commits are released at each level. Told as far as it was received, and never taken back.
+    pub released: watch::Receiver<Levels<Lsn>>,
+}
+
 /// Captures until it is cancelled, reconnecting as often as it takes. Returns an error only for what a person must
 /// mend; `vitals.capture.contact` says so too.
 pub async fn run(
     options: Options,
     store: Store,
     vitals: &Vitals,
-    feedback: watch::Receiver<Option<StandbyFeedback>>,
+    back: Back,
     cancel: CancellationToken,
 ) -> Result<(), CaptureError> {
     let mut reasons = Reasons::new("capture WAL from PostgreSQL");
@@ -67,7 +76,7 @@ pub async fn run(
         vitals.capture.update(|capture| capture.contact = Contact::Trying { since, error });
     };
     let mut capture =
-        Capture { options: &options, store: &store, vitals, feedback, cancel: &cancel, skips_overlap: false };
+        Capture { options: &options, store: &store, vitals, back, cancel: &cancel, skips_overlap: false };
     trying(since, None);
     loop {
         let ended = capture.connect_and_stream().await;
@@ -107,7 +116,7 @@ struct Capture<'a> {
     options: &'a Options,
     store: &'a Store,
     vitals: &'a Vitals,
-    feedback: watch::Receiver<Option<StandbyFeedback>>,
+    back: Back,
     cancel: &'a CancellationToken,
     /// The server no longer has the segment before the store's end, so nothing can be compared.
     skips_overlap: bool,
@@ -138,7 +147,8 @@ impl Capture<'_> {
         let stream = Stream {
             store: self.store,
             vitals: self.vitals,
-            feedback: self.feedback.clone(),
+            feedback: self.back.feedback.clone(),
+            released: self.back.released.clone(),
             cancel: self.cancel,
         };
         let ended = tokio::select! {

@@ -1,11 +1,12 @@
 //! The check that the server's past is still the store's, and then the appending: one batch after the other.
 //!
-//! Capture asks for WAL from a little before the store's end. What comes twice must be equal: a server that was put
+//! Every record's checksum is looked at on the way, and whether the last one is a shutdown. Capture asks for WAL from a little before the store's end. What comes twice must be equal: a server that was put
 //! back to an old state and went on differently would otherwise be shipped as a continuation of what it is not.
 
 use bytes::{Buf, Bytes};
 
 use super::CaptureError;
+use crate::pg::record::RecordScanner;
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{RawCursor, RawStep, StoreError, Visibility, Writer};
 
@@ -13,6 +14,8 @@ use crate::store::{RawCursor, RawStep, StoreError, Visibility, Writer};
 pub(super) struct Absorber {
     writer: Writer,
     overlap: Option<Overlap>,
+    /// Gone when the WAL is not what we know.
+    records: Option<RecordScanner>,
 }
 
 /// The stretch from the position asked for to the store's end.
@@ -36,11 +39,21 @@ impl Absorber {
             let cursor = writer.store().raw_cursor(timeline, start, Visibility::Appended)?;
             Some(Overlap { timeline, cursor, ours: Bytes::new(), at: start, end })
         };
-        Ok(Absorber { writer, overlap })
+        Ok(Absorber { writer, overlap, records: Some(RecordScanner::new(start)) })
+    }
+
+    /// Where the WAL ends, when it ends in a shutdown checkpoint. Read from the WAL itself: a second source, such as
+    /// pg_control, would be about another moment.
+    pub fn shutdown_end(&self) -> Option<Lsn> {
+        self.records.as_ref().filter(|records| records.ends_in_shutdown()).map(RecordScanner::position)
     }
 
     /// Takes the next batch, which ends where a message of the server's ended.
     pub fn absorb(&mut self, lsn: Lsn, wal: &[u8]) -> Result<(), CaptureError> {
+        if let Some(Err(error)) = self.records.as_mut().map(|records| records.push(wal)) {
+            tracing::error!("PostgreSQL's WAL is damaged, and so a shutdown in it is not seen: {error}");
+            self.records = None;
+        }
         let mut rest = wal;
         if let Some(overlap) = &mut self.overlap {
             rest = overlap.compare(lsn, wal)?;

@@ -27,6 +27,8 @@ pub(super) struct Pipeline {
     absorber: Option<Absorber>,
     writing: Job<(Absorber, Result<(), CaptureError>)>,
     syncing: Job<Result<Lsn, StoreError>>,
+    /// Where what was written ends in a shutdown checkpoint.
+    shutdown_end: Option<Lsn>,
 }
 
 /// WAL in order, in the pieces it came in.
@@ -48,7 +50,7 @@ impl Pipeline {
         let positions = store.positions();
         let batch = Batch { start, bytes: 0, pieces: Vec::new() };
         let (writing, syncing) = (Job::idle(), Job::idle());
-        Pipeline { store, positions, batch, absorber: Some(absorber), writing, syncing }
+        Pipeline { store, positions, batch, absorber: Some(absorber), writing, syncing, shutdown_end: None }
     }
 
     /// The end of what was collected: where the next piece must begin.
@@ -74,6 +76,11 @@ impl Pipeline {
     /// What is fsynced in the store.
     pub fn durable(&self) -> Lsn {
         self.positions.borrow().durable
+    }
+
+    /// Whether all that was collected ends in a shutdown checkpoint.
+    pub fn ends_in_shutdown(&self) -> bool {
+        self.shutdown_end == Some(self.end())
     }
 
     /// Since when the oldest work has been going on; a disk that hangs shows here.
@@ -107,6 +114,7 @@ impl Pipeline {
             // Both are cancel-safe.
             written = self.writing.done() => {
                 let (absorber, result) = written?;
+                self.shutdown_end = absorber.shutdown_end();
                 self.absorber = Some(absorber);
                 result
             }

@@ -12,7 +12,7 @@ use super::status::StatusClock;
 use crate::clock::WallTime;
 use crate::pg::message::copy::{Feedback, FromClient, Status};
 use crate::pg::replication::{Event, Incoming, Outgoing};
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{Levels, Lsn, TimelineId};
 use crate::store::Store;
 use crate::vitals::{Sample, StandbyFeedback, Vitals};
 
@@ -47,6 +47,8 @@ pub(super) struct Stream<'a> {
     pub vitals: &'a Vitals,
     /// Hot-standby feedback to pass on.
     pub feedback: watch::Receiver<Option<StandbyFeedback>>,
+    /// What PostgreSQL may be told at each level.
+    pub released: watch::Receiver<Levels<Lsn>>,
     pub cancel: &'a CancellationToken,
 }
 
@@ -120,6 +122,8 @@ impl Run<'_> {
                 step = self.pipeline.progress() => step?,
                 // Cancel-safe: a change not seen stays unseen. A sender that is gone changes nothing any more.
                 Ok(()) = self.stream.feedback.changed() => self.queue_feedback(outgoing),
+                // The same; what there is now is looked at above.
+                Ok(()) = self.stream.released.changed() => {}
                 () = tokio::time::sleep_until(wake_at.into()) => {}
             }
         }
@@ -164,21 +168,22 @@ impl Run<'_> {
         }
     }
 
-    fn position(&self) -> Lsn {
-        StatusClock::position(self.pipeline.durable(), self.pipeline.end())
+    fn positions(&self) -> Levels<Lsn> {
+        let shutdown = self.pipeline.ends_in_shutdown().then(|| self.pipeline.durable());
+        self.status.positions(*self.stream.released.borrow(), self.pipeline.end(), shutdown)
     }
 
     fn status_due_at(&self, now: Instant) -> Instant {
-        self.status.due_at(self.position(), now)
+        self.status.due_at(self.positions(), now)
     }
 
     fn queue_status(&mut self, outgoing: &mut Outgoing, now: Instant) {
-        let position = self.position();
-        let reply_requested = self.status.send(position, now);
+        let positions = self.positions();
+        let reply_requested = self.status.send(positions, now);
         outgoing.queue(&FromClient::Status(Status {
-            written_lsn: position,
-            flushed_lsn: position,
-            replayed_lsn: position,
+            written_lsn: positions.write,
+            flushed_lsn: positions.flush,
+            replayed_lsn: positions.apply,
             sent_micros: WallTime::now().postgres_micros(),
             reply_requested,
         }));

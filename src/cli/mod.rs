@@ -19,6 +19,7 @@ pub mod promote;
 pub mod sidecar;
 pub mod standby;
 pub mod status;
+pub mod sync;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -114,6 +115,7 @@ enum Command {
     Basebackup(basebackup::Args),
     Status(Configured<status::Args>),
     Lag(Configured<lag::Args>),
+    Sync(sync::Args),
     Promote(promote::Args),
     Demo(demo::Args),
     Completions(completions::Args),
@@ -182,6 +184,7 @@ impl Command {
                 let fetch = async || Client::connect(&store_of(&overrides)?).await?.status().await;
                 runtime()?.block_on(lag::run(&args, fetch))
             }
+            Command::Sync(args) => sync::run(&args),
             Command::Promote(args) => promote::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Completions(args) => completions::run(&args),

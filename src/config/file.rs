@@ -12,6 +12,7 @@ use toml::{Spanned, Value};
 use super::ConfigError;
 use super::keys::KEYS;
 use super::value::{Absolute, Address, ConninfoText, Name, Size, SlotName, ValueError};
+use crate::policy::Policy;
 
 /// The file, key by key; `None` for what it leaves out or sets to the empty text.
 #[derive(Deserialize, Default)]
@@ -59,7 +60,8 @@ pub(super) struct Replication {
     pub slot: Option<SlotName>,
     #[serde(deserialize_with = "text")]
     pub max_rate: Option<Size>,
-    ack: Later,
+    #[serde(deserialize_with = "text")]
+    pub ack: Option<Policy>,
     stall_limit: Later,
 }
 
@@ -105,7 +107,6 @@ impl File {
         let Promotion { priority, fence_command, auto_rejoin, start_alone } = &self.promotion;
         let later = [
             ("", "http_listen", &self.http_listen),
-            ("replication", "ack", &self.replication.ack),
             ("replication", "stall_limit", &self.replication.stall_limit),
             ("promotion", "priority", priority),
             ("promotion", "fence_command", fence_command),

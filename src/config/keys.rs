@@ -96,12 +96,20 @@ pub const KEYS: &[Key] = &[
         "\"walship\"",
         "The physical replication slot that keeps the primary's WAL until it is in the store. Made when missing.",
     ),
-    later("replication", "ack", "\"async\"", "What a commit waits for."),
+    key(
+        "replication",
+        "ack",
+        "\"async\"",
+        "Whom a commit waits for where this node begins as the primary: async (nobody), any 1 (*) or any 2 (db2, db3) \
+         (any so many), first 1 (db2, db3) (the first that are in step), all, chain (db2, db3) (the last). * and all mean \
+         the members known at that time. `walship sync` shows and changes it while it runs.",
+    ),
     later(
         "replication",
         "stall_limit",
         "\"never\"",
-        "How long a commit waits before it goes on unprotected.",
+        "How long a commit waits for them, like 2s; past it commits go on unprotected, which every report says and \
+         `walship exposures` lists. never: it waits.",
     ),
     key(
         "replication",

@@ -22,6 +22,7 @@ pub use template::Template;
 pub use value::{Absolute, Address, ConninfoText, Name, Size, SlotName, ValueError};
 
 use crate::durable::FileError;
+use crate::policy::{Policy, StallLimit};
 
 /// Where the configuration is looked for when nobody says, in this order.
 pub const SEARCH_PATH: [&str; 2] = ["./walship.toml", "/etc/walship/walship.toml"];
@@ -45,6 +46,10 @@ pub struct Config {
     pub postgres: Postgres,
     /// The slot on the primary.
     pub slot: String,
+    /// What a commit waits for where this node begins as the primary.
+    pub ack: Policy,
+    /// How long it waits.
+    pub stall_limit: StallLimit,
     /// The most bytes per second shipped to one standby.
     pub max_rate_bytes_per_second: Option<u64>,
     /// The most bytes of WAL in the store; `None` for a share of the file system.
@@ -127,6 +132,8 @@ impl Config {
                 stop_command: file.postgres.stop_command,
             },
             slot,
+            ack: file.replication.ack.unwrap_or(Policy::Async),
+            stall_limit: StallLimit::default(),
             max_rate_bytes_per_second: over.max_rate.or(file.replication.max_rate).map(|size| size.0),
             store_max_bytes: over.store_max_bytes.or(file.retention.store_max_bytes).map(|size| size.0),
             file: path,

@@ -75,9 +75,13 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     }
     let client = hello.node.clone();
     match purpose {
-        Purpose::Stream => stream(node, conn, client, address.to_string(), streams).await,
+        Purpose::Stream => {
+            let downstream =
+                Downstream { name: Some(client), address: address.to_string(), store_uuid: hello.store_uuid };
+            stream(node, conn, downstream, streams).await
+        }
         Purpose::Wal => {
-            let downstream = Downstream { name: None, address: address.to_string() };
+            let downstream = Downstream { name: None, address: address.to_string(), store_uuid: None };
             ship::run(conn, shipping(node), downstream, node.token.clone()).await
         }
         Purpose::Backup => back_up(node, conn, client).await,
@@ -126,17 +130,16 @@ fn shipping(node: &Node) -> Shipping {
 async fn stream(
     node: &Arc<Node>,
     conn: Conn<Socket>,
-    client: String,
-    address: String,
+    downstream: Downstream,
     streams: &Streams,
 ) -> anyhow::Result<()> {
+    let client = downstream.name.clone().unwrap_or_default();
     let token = node.token.child_token();
     let lock = || streams.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(older) = lock().insert(client.clone(), token.clone()) {
         older.cancel();
     }
-    tracing::info!(standby = %client, %address, "shipping");
-    let downstream = Downstream { name: Some(client.clone()), address };
+    tracing::info!(standby = %client, address = %downstream.address, "shipping");
     // A standby that becomes the primary, or a primary that no longer is one, ships nothing on old connections.
     let mut role = node.role.subscribe();
     let mut newer_primary = node.newer_primary.subscribe();

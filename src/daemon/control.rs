@@ -17,9 +17,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
+use super::policy;
 use super::request;
 use super::status;
 use crate::fault::{Fault, Outcome, WithFault};
+use crate::policy::{Policy, StallLimit};
 use crate::report::{Status, json};
 use crate::store::NodeRole;
 
@@ -44,6 +46,17 @@ pub enum Request {
         /// Only say what would be done.
         dry_run: bool,
     },
+    /// Another acknowledgement policy.
+    Sync(NewPolicy),
+}
+
+/// What commits are to wait for.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct NewPolicy {
+    /// The policy.
+    pub policy: Policy,
+    /// How long they wait; `None` for as long as before.
+    pub stall_limit: Option<StallLimit>,
 }
 
 /// One line of an answer.
@@ -118,6 +131,10 @@ async fn serve(node: &Arc<Node>, stream: UnixStream) -> anyhow::Result<()> {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
+        Ok(Request::Sync(wanted)) => match sync(node, wanted).await {
+            Ok(line) => Reply::Done { line },
+            Err(error) => failed(&error),
+        },
         Err(error) => failed(&anyhow::anyhow!("this sidecar does not understand the request: {error}")),
     };
     send(&mut write, &reply).await
@@ -150,6 +167,20 @@ async fn promote(
         send(write, &Reply::Progress { line }).await?;
     }
     outcome.await.context("the sidecar ended before the promotion did").outcome(Outcome::Unknown)?
+}
+
+async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
+    if node.role() != NodeRole::Primary {
+        return Err(Fault::refused(
+            format!("{} is a standby, and what commits wait for is the primary's business", node.config.name),
+            "Run this on the primary: `walship status` shows which node that is.",
+        ));
+    }
+    let policy = policy::change(node, wanted).await?;
+    Ok(match &policy.policy {
+        Policy::Async => format!("commits wait for nobody: policy {} is in effect", policy.serial),
+        set => format!("commits wait for {set}: policy {} is in effect", policy.serial),
+    })
 }
 
 fn failed(error: &anyhow::Error) -> Reply {
@@ -203,13 +234,17 @@ impl Client {
     }
 
     /// Asks for a promotion; `say` gets each line of progress, the result is the last.
-    pub async fn promote(
-        mut self,
-        force: bool,
-        dry_run: bool,
-        mut say: impl FnMut(&str),
-    ) -> anyhow::Result<String> {
-        self.ask(&Request::Promote { force, dry_run }).await?;
+    pub async fn promote(self, force: bool, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Promote { force, dry_run }, say).await
+    }
+
+    /// Asks for another acknowledgement policy, in the same way.
+    pub async fn sync(self, wanted: NewPolicy, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Sync(wanted), say).await
+    }
+
+    async fn carry_out(mut self, request: &Request, mut say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.ask(request).await?;
         loop {
             match self.next().await.outcome(Outcome::Unknown)? {
                 Reply::Progress { line } => say(&line),

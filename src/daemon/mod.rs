@@ -4,6 +4,7 @@
 //! one life and begins the other, in the same process on the same store. SIGTERM ends it and leaves PostgreSQL running.
 
 mod accept;
+mod ack;
 mod ask;
 pub mod control;
 mod epochs;
@@ -12,6 +13,7 @@ mod join;
 pub mod local_copy;
 mod members;
 mod node;
+mod policy;
 mod postgres;
 mod primary;
 mod promotion;

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::request::Request;
+use crate::ack::Tracker;
 use crate::backup::Backups;
 use crate::clock::WallTime;
 use crate::config::Config;
@@ -37,6 +38,8 @@ pub struct Node {
     pub members: watch::Sender<Vec<message::Member>>,
     /// Where the local PostgreSQL would begin to replay after a crash; invalid while unknown.
     pub restartpoint: watch::Sender<Lsn>,
+    /// How far the members are, and what that releases while this node is the primary.
+    pub tracker: Mutex<Tracker>,
     /// The newest promotion of another node that this one was told of: its epoch and its name.
     pub newer_primary: watch::Sender<Option<(u64, String)>>,
     /// Requests for a promotion; one at a time.
@@ -65,6 +68,7 @@ impl Node {
             role: watch::Sender::new(role),
             members: watch::Sender::new(Vec::new()),
             restartpoint: watch::Sender::new(Lsn::INVALID),
+            tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(None),
             promotions,
             token: CancellationToken::new(),

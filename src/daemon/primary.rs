@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{epochs, members, retention, samples};
-use crate::capture::{self, Options};
-use crate::pg::TimelineId;
+use super::{ack, epochs, members, retention, samples};
+use crate::capture::{self, Back, Options};
 use crate::pg::sql::Sql;
 use crate::pg::sql::server::WalPositions;
+use crate::pg::{Levels, TimelineId};
 use crate::store::{Branch, NodeRole};
 use crate::vitals::{StandbyFeedback, Vitals};
 
@@ -28,9 +28,12 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     node.role.send_replace(NodeRole::Primary);
     let token = node.token.child_token();
     let (feedback, wanted) = watch::channel(None);
+    let (release, released) = watch::channel(Levels::default());
+    let back = Back { feedback: wanted, released };
     // The first that ends by itself has failed: each of them runs as long as the node.
     let ended = tokio::select! {
-        ended = capture_all(&node, wanted, &token) => ended,
+        ended = capture_all(&node, back, &token) => ended,
+        ended = ack::run(Arc::clone(&node), release) => ended,
         ended = members::keep(Arc::clone(&node)) => ended,
         ended = retention::run(Arc::clone(&node)) => ended,
         ended = epochs::tell(Arc::clone(&node)) => ended,
@@ -45,11 +48,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
 }
 
 /// Captures; when that is stopped for good, the rest goes on, and every report says so.
-async fn capture_all(
-    node: &Arc<Node>,
-    feedback: watch::Receiver<Option<StandbyFeedback>>,
-    token: &CancellationToken,
-) -> anyhow::Result<()> {
+async fn capture_all(node: &Arc<Node>, back: Back, token: &CancellationToken) -> anyhow::Result<()> {
     let noted = note_version(node, token).await?;
     let adopted = adopted(node, token).await?;
     let options =
@@ -68,7 +67,7 @@ async fn capture_all(
         }
         std::future::pending::<anyhow::Result<()>>().await
     };
-    let capturing = capture::run(options, node.store.clone(), &node.vitals, feedback, token.clone());
+    let capturing = capture::run(options, node.store.clone(), &node.vitals, back, token.clone());
     let ended = tokio::select! {
         ended = capturing => ended,
         failed = adopting => return failed,

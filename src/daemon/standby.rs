@@ -26,7 +26,11 @@ pub enum End {
 /// Runs until the node ends or is promoted.
 pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> anyhow::Result<End> {
     node.blocking("note the role", |node| {
-        node.store.update_state(|state| state.role = Some(NodeRole::Standby))
+        node.store.update_state(|state| {
+            state.role = Some(NodeRole::Standby);
+            // Promoted, it goes on with what it was told.
+            state.configured = None;
+        })
     })
     .await??;
     node.role.send_replace(NodeRole::Standby);

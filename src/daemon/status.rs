@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::retention;
+use super::{ack, policy, retention};
 use crate::link::message;
 
 /// The status of this moment. Blocks: it looks at the file system.
@@ -23,6 +23,9 @@ pub fn of(node: &Node) -> Status {
         node.newer_primary.borrow().as_ref().filter(|_| node.role() == NodeRole::Primary)
     {
         alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
+    }
+    if let Some(error) = (node.role() == NodeRole::Primary).then(|| policy::not_taken_over(node)).flatten() {
+        warnings.push(format!("`ack` in walship.toml is not in effect: {error}"));
     }
     for member in state.members.iter().filter(|member| member.let_go) {
         alarms.push(format!("{} was let go when the store was full: seed it anew", member.name));
@@ -63,6 +66,7 @@ pub fn of(node: &Node) -> Status {
             .map(|(timeline, end_lsn)| Ancestor { timeline, end_lsn })
             .collect(),
         members: node.members.borrow().iter().map(member_of).collect(),
+        commits: ack::report(node),
         certificate: Some(Certificate { expires: expiry(node) }),
         alarms,
         warnings,

@@ -1,13 +1,20 @@
 //! Where WAL records end, and whether they are whole: a scanner over raw WAL (`access/xlogrecord.h`).
 //!
 //! It is pushed bytes in order from a segment's start, in pieces of any size, and keeps nothing but the current
-//! record's header: the checksum is computed on the way. It knows nothing of what records mean.
+//! record's header: the checksum is computed on the way. Of what records mean it knows no more than the one that a clean
+//! stop ends with.
 
 use super::page::{LONG_HEADER_BYTES, PageHeader, SHORT_HEADER_BYTES};
 use super::{Lsn, WAL_PAGE_BYTES};
 
 const RECORD_HEADER_BYTES: usize = 24;
+const INFO_OFFSET: usize = 16;
+const MANAGER_OFFSET: usize = 17;
 const CRC_OFFSET: usize = 20;
+/// `RM_XLOG_ID` and `XLOG_CHECKPOINT_SHUTDOWN`; the low bits of the info belong to the record's form.
+const XLOG_MANAGER: u8 = 0;
+const CHECKPOINT_SHUTDOWN: u8 = 0;
+const INFO_MASK: u8 = 0xF0;
 /// Records begin at multiples of eight, `MAXALIGN`.
 const RECORD_ALIGNMENT: u64 = 8;
 
@@ -43,6 +50,8 @@ pub enum RecordError {
 pub struct RecordScanner {
     position: Lsn,
     last_record_end: Option<Lsn>,
+    /// What that record was; `None` when its beginning was not seen.
+    last_record_is_shutdown: Option<bool>,
     /// The header of the current page, while it is incomplete.
     page_header: Partial<LONG_HEADER_BYTES>,
     within: Within,
@@ -69,6 +78,7 @@ impl RecordScanner {
         RecordScanner {
             position: segment_start,
             last_record_end: None,
+            last_record_is_shutdown: None,
             page_header: Partial::new(),
             within: Within::Gap,
         }
@@ -82,6 +92,13 @@ impl RecordScanner {
     /// The end of the last whole record, aligned as PostgreSQL reports it; `None` before the first.
     pub fn last_record_end(&self) -> Option<Lsn> {
         self.last_record_end
+    }
+
+    /// Whether what was pushed ends with the record of a shutdown checkpoint: the last thing that a server writes when it
+    /// is stopped, after all its clients are gone, and the first when it has recovered from a crash, before any comes.
+    pub fn ends_in_shutdown(&self) -> bool {
+        let at_end = self.last_record_end.is_some_and(|end| self.position <= end);
+        at_end && matches!(self.within, Within::Gap) && self.last_record_is_shutdown == Some(true)
     }
 
     /// The furthest position where what was pushed may be cut: the end of the last whole record or the last page
@@ -158,7 +175,7 @@ impl RecordScanner {
                 let taken = bytes.len().min(*left_bytes as usize);
                 *left_bytes -= taken as u64;
                 if *left_bytes == 0 {
-                    self.end_record(taken);
+                    self.end_record(taken, None);
                 }
                 Ok(taken)
             }
@@ -175,7 +192,7 @@ impl RecordScanner {
                 if *left_bytes == 0 {
                     let (start, header, crc) = (*start, *header, *crc);
                     self.check_record(start, &header, crc)?;
-                    self.end_record(taken);
+                    self.end_record(taken, Some(&header));
                 }
                 Ok(taken)
             }
@@ -204,7 +221,7 @@ impl RecordScanner {
         let left_bytes = u64::from(total_bytes) - RECORD_HEADER_BYTES as u64;
         if left_bytes == 0 {
             self.check_record(start, &whole, 0)?;
-            self.end_record(taken);
+            self.end_record(taken, Some(&whole));
         } else {
             self.within = Within::Body { start, header: whole, left_bytes, crc: 0 };
         }
@@ -223,7 +240,10 @@ impl RecordScanner {
         if crc == stored { Ok(()) } else { Err(RecordError::BadChecksum { lsn: start }) }
     }
 
-    fn end_record(&mut self, taken: usize) {
+    fn end_record(&mut self, taken: usize, header: Option<&[u8; RECORD_HEADER_BYTES]>) {
+        self.last_record_is_shutdown = header.map(|header| {
+            header[MANAGER_OFFSET] == XLOG_MANAGER && header[INFO_OFFSET] & INFO_MASK == CHECKPOINT_SHUTDOWN
+        });
         let end = (self.position.0 + taken as u64).next_multiple_of(RECORD_ALIGNMENT);
         self.last_record_end = Some(Lsn(end));
         self.within = Within::Gap;
@@ -283,6 +303,26 @@ mod tests {
                 prop_assert!(found == expected || found.is_some_and(|f| f > position && f - position < 8), "{found:?} {expected:?}");
                 at = end;
                 if at == wal.bytes.len() { break; }
+            }
+        }
+
+        #[test]
+        fn a_shutdown_is_seen_where_it_is_the_last_and_only_there(seed: u64, before in 0usize..60, piece in 1usize..9000) {
+            let mut wal = RandomWal::new(seed, before);
+            let record_begins = wal.bytes.len();
+            wal.add_shutdown();
+            let shutdown = wal.bytes.len();
+            wal.add_record();
+            let mut at = 0;
+            let mut scanner = RecordScanner::new(wal.start);
+            let cuts = (1..).map(|n| n * piece).take_while(|cut| *cut < wal.bytes.len());
+            let mut cuts: Vec<usize> = cuts.chain([record_begins, shutdown, wal.bytes.len()]).collect();
+            cuts.sort_unstable();
+            for cut in cuts {
+                scanner.push(&wal.bytes[at..cut]).unwrap();
+                at = cut;
+                let in_padding = cut < shutdown && cut + 8 > shutdown && scanner.ends_in_shutdown();
+                prop_assert!(scanner.ends_in_shutdown() == (cut == shutdown) || in_padding, "{cut} {shutdown}");
             }
         }
 

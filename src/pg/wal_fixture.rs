@@ -59,6 +59,15 @@ impl RandomWal {
 
     /// Appends one record of random size and content.
     pub(crate) fn add_record(&mut self) {
+        self.add(0x10, 10);
+    }
+
+    /// Appends what looks like a shutdown checkpoint from outside.
+    pub(crate) fn add_shutdown(&mut self) {
+        self.add(0, 0);
+    }
+
+    fn add(&mut self, info: u8, manager: u8) {
         let body_bytes = match self.random.below(10) {
             0 => 8192 + self.random.below(30_000),
             1..=3 => self.random.below(5_000),
@@ -72,7 +81,7 @@ impl RandomWal {
         header.extend_from_slice(&(24 + body.len() as u32).to_le_bytes());
         header.extend_from_slice(&(self.random.next() as u32).to_le_bytes());
         header.extend_from_slice(&self.previous.0.to_le_bytes());
-        header.extend_from_slice(&[0x10, 10, 0, 0]);
+        header.extend_from_slice(&[info, manager, 0, 0]);
         let crc = crc32c::crc32c_append(crc32c::crc32c(&body), &header);
         header.extend_from_slice(&crc.to_le_bytes());
         self.page_header_if_due(0);

@@ -30,7 +30,7 @@ const QUEUE: usize = 8;
 pub struct Receiving {
     /// Where the WAL goes.
     pub store: Store,
-    /// Where an empty store begins: the timeline and the segment start of its base backup.
+    /// Where an empty store begins: the timeline and the segment start of its base backup, while that is being taken.
     pub start: Option<(TimelineId, Lsn)>,
     /// Where the numbers go.
     pub vitals: Arc<Vitals>,
@@ -58,8 +58,9 @@ where
     let vitals = Arc::clone(&receiving.vitals);
     let appending = tokio::task::spawn_blocking(move || append::run(writer, start, queue, &vitals));
     let durable = report::keep_durable(receiving.store.clone());
-    let reporting = report::send(up, &receiving);
-    let reading = read(reader, work, &receiving);
+    let stored = watch::Sender::new(0);
+    let reporting = report::send(up, &receiving, stored.subscribe());
+    let reading = read(reader, work, &receiving, &stored);
     // Each branch ends the stream, so none of them is needed again. The queue closes with `reading`, and the
     // appending thread then ends by itself; it is awaited below, so the writer is free when this returns.
     let ended = tokio::select! {
@@ -102,6 +103,7 @@ async fn read<S: AsyncRead>(
     mut reader: Reader<S>,
     work: mpsc::Sender<Work>,
     receiving: &Receiving,
+    stored: &watch::Sender<u64>,
 ) -> anyhow::Result<()> {
     let vitals = &receiving.vitals;
     loop {
@@ -132,6 +134,13 @@ async fn read<S: AsyncRead>(
             }
             Message::Members(members) => {
                 receiving.members.send_replace(members);
+                continue;
+            }
+            Message::Policy(policy) => {
+                let (store, serial) = (receiving.store.clone(), policy.serial());
+                let keep = move || store.update_state(|state| state.policy = *policy);
+                tokio::task::spawn_blocking(keep).await.context("keep the policy")??;
+                stored.send_replace(serial);
                 continue;
             }
             other => return Err(LinkError::unexpected("Wal", other).into()),

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use tokio::io::AsyncWrite;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Receiving;
@@ -21,7 +22,11 @@ pub(super) async fn keep_durable(store: Store) -> anyhow::Result<()> {
 }
 
 /// Sends an acknowledgement whenever a position moves and at least once a second, and feedback when it changes.
-pub(super) async fn send<S: AsyncWrite>(mut up: Writer<S>, receiving: &Receiving) -> anyhow::Result<()> {
+pub(super) async fn send<S: AsyncWrite>(
+    mut up: Writer<S>,
+    receiving: &Receiving,
+    mut stored: watch::Receiver<u64>,
+) -> anyhow::Result<()> {
     let mut positions = receiving.store.positions();
     let mut feed = receiving.vitals.feed.watch();
     let mut restartpoint = receiving.restartpoint.clone();
@@ -34,6 +39,7 @@ pub(super) async fn send<S: AsyncWrite>(mut up: Writer<S>, receiving: &Receiving
             _ = tick.tick() => true,
             changed = positions.changed() => { changed.context("the store was closed")?; false }
             changed = feed.changed() => { changed.context("the feed's vitals are gone")?; false }
+            changed = stored.changed() => { changed.context("the stream is no longer read")?; false }
             changed = restartpoint.changed() => { changed.context("the restartpoint is no longer watched")?; false }
         };
         let at = *positions.borrow_and_update();
@@ -48,6 +54,8 @@ pub(super) async fn send<S: AsyncWrite>(mut up: Writer<S>, receiving: &Receiving
             flushed_lsn: at.durable,
             replayed_lsn: fed.replayed_lsn,
             restartpoint_lsn: *restartpoint.borrow_and_update(),
+            is_copying: receiving.start.is_some(),
+            policy_serial: *stored.borrow_and_update(),
         };
         if due || sent_ack != Some(ack) {
             up.write(Message::Ack(ack)).await?;

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    Ancestor, Backup, Certificate, Downstream, Feed, Member, Node, PrimaryEnd, Progress, Role, Status,
-    StoreFacts, Traffic, Upstream, samples,
+    Ancestor, Backup, Certificate, Commits, Downstream, Feed, Member, Node, PrimaryEnd, Progress, Role,
+    Status, StoreFacts, Traffic, Upstream, samples,
 };
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
@@ -21,6 +21,8 @@ pub struct About {
     pub ancestors: Vec<Ancestor>,
     /// The member list.
     pub members: Vec<Member>,
+    /// What commits wait for.
+    pub commits: Option<Commits>,
     /// This node's certificate.
     pub certificate: Option<Certificate>,
     /// What the daemon found that a person must act on now.
@@ -44,6 +46,7 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
         node: about.node,
         store: about.store,
         members: about.members,
+        commits: about.commits,
         certificate: about.certificate,
         alarms: about.alarms,
         warnings: about.warnings,
@@ -204,6 +207,7 @@ mod tests {
             },
             ancestors: Vec::new(),
             members: Vec::new(),
+            commits: None,
             certificate: None,
             alarms: Vec::new(),
             warnings: Vec::new(),

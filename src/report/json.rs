@@ -6,6 +6,7 @@
 //! `null`, and the system identifier is a string, because it does not fit the numbers of every JSON reader.
 
 mod check;
+mod commits;
 mod lag;
 mod mirror;
 

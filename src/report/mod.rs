@@ -7,6 +7,7 @@
 
 pub mod bare;
 pub mod check;
+pub mod commits;
 pub mod gather;
 pub mod json;
 pub mod lag;
@@ -23,6 +24,7 @@ use std::path::PathBuf;
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
 use crate::vitals::{Contact, Sample};
+pub use commits::Commits;
 
 /// All that a node knows at one moment, of itself and of the topology.
 #[derive(Clone, PartialEq, Debug)]
@@ -45,6 +47,8 @@ pub struct Status {
     pub members: Vec<Member>,
     /// Base backups that are running here.
     pub backups: Vec<Backup>,
+    /// What commits wait for; `None` before a policy is known here.
+    pub commits: Option<Commits>,
     /// This node's certificate, when it has one.
     pub certificate: Option<Certificate>,
     /// What the daemon found that a person must act on now; [`warnings::alarms`] adds what these facts show by

@@ -5,14 +5,17 @@
 
 use std::fmt::Write;
 
+use super::commits::Seat;
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::Amount;
 use super::{Backup, Downstream, Role, Status, Traffic, Upstream, warnings};
+use crate::pg::{Level, Lsn};
 
 /// The whole status: what `/metrics` serves.
 pub fn status(status: &Status) -> String {
     let mut page = Page::default();
     node(&mut page, status);
+    commits(&mut page, status);
     store(&mut page, status);
     lag_metrics(&mut page, &lag::of(status).standbys);
     traffic(&mut page, status);
@@ -60,6 +63,41 @@ fn node(page: &mut Page, status: &Status) {
         let name = "walship_certificate_expiry_timestamp_seconds";
         page.one(name, "When this node's certificate ends.", certificate.expires.unix_micros as f64 / 1e6);
     }
+}
+
+fn commits(page: &mut Page, status: &Status) {
+    let Some(commits) = &status.commits else { return };
+    let lsn = |lsn: Option<Lsn>| lsn.map_or(f64::NAN, |lsn| lsn.0 as f64);
+    let policy = commits.policy.iter().map(|policy| {
+        let labels = vec![("policy", policy.text.clone()), ("stall_limit", policy.stall_limit.clone())];
+        (labels, policy.serial as f64)
+    });
+    page.gauge("walship_policy_serial", "The acknowledgement policy in effect, by its number.", policy);
+    let pending = flag(commits.pending.is_some());
+    page.one(
+        "walship_policy_pending",
+        "Whether a weaker policy waits until a quorum has stored it.",
+        pending,
+    );
+    let counts =
+        commits.seats.iter().map(|seat| (vec![("member", seat.name.clone())], flag(seat.part == "yes")));
+    page.gauge("walship_member_counts", "Whether a member's positions count for commits.", counts);
+    let of = |seat: &Seat| {
+        Level::ALL.map(|level| {
+            let labels = vec![("member", seat.name.clone()), ("level", level.name().to_owned())];
+            (labels, lsn(*seat.at.get(level)))
+        })
+    };
+    let positions = commits.seats.iter().flat_map(of);
+    page.gauge(
+        "walship_member_lsn_bytes",
+        "How far a member is at each level of synchronous_commit.",
+        positions,
+    );
+    let released = commits.released.iter().flat_map(|released| {
+        Level::ALL.map(|level| (vec![("level", level.name().to_owned())], lsn(*released.get(level))))
+    });
+    page.gauge("walship_released_lsn_bytes", "How far commits are released at each level.", released);
 }
 
 fn store(page: &mut Page, status: &Status) {

@@ -1,10 +1,12 @@
 //! Status and lag for people: aligned columns of ASCII, binary units, at most 100 columns wide where names allow.
 
 mod check;
+mod commits;
 
 use std::fmt::Write;
 
 pub use check::check;
+pub use commits::commits;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};
@@ -19,7 +21,10 @@ pub fn status(status: &Status) -> String {
     text += &facts(status).indented().render();
     text.push('\n');
     text += &nodes(status).render();
-    for table in [behind_by(&lag::of(status).standbys), links(status)] {
+    let seats = status.commits.as_ref().map(commits::seats);
+    for table in
+        [seats, Some(behind_by(&lag::of(status).standbys)), Some(links(status))].into_iter().flatten()
+    {
         if !table.is_empty() {
             text.push('\n');
             text += &table.render();
@@ -115,6 +120,9 @@ fn facts(status: &Status) -> Grid {
     if let Some(feed) = &status.feed {
         let replayed = position(feed.replayed);
         fact("feed", format!("replayed {replayed}, {}", connection(&feed.contact, status.taken_at)));
+    }
+    for (name, value) in status.commits.iter().flat_map(commits::facts) {
+        fact(name, value);
     }
     let store = &status.store;
     fact("store", store.directory.display().to_string());

@@ -5,7 +5,7 @@
 
 use super::lag::{self, Link};
 use super::units;
-use super::{Progress, Role, Status};
+use super::{Progress, Role, Status, commits};
 use crate::vitals::Contact;
 
 /// A certificate is named this long before it ends.
@@ -27,6 +27,7 @@ pub fn of(status: &Status) -> Vec<String> {
     let mut warnings = status.warnings.clone();
     warnings.extend(primary(status));
     warnings.extend(silent(status));
+    warnings.extend(commits::warnings(status));
     warnings.extend(store(status));
     warnings.extend(certificate(status));
     warnings

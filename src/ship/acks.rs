@@ -19,6 +19,8 @@ pub(super) async fn read<S: AsyncRead>(mut reader: Reader<S>, entry: &Entry) -> 
                 vitals.flushed_lsn = ack.flushed_lsn;
                 vitals.replayed_lsn = ack.replayed_lsn;
                 vitals.restartpoint_lsn = ack.restartpoint_lsn;
+                vitals.policy_serial = ack.policy_serial;
+                vitals.is_copying = ack.is_copying;
                 vitals.last_heard = Some(Instant::now());
                 vitals.last_heard_at = Some(WallTime::now());
             }),

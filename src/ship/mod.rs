@@ -8,6 +8,7 @@ mod acks;
 mod pace;
 mod wal;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -40,6 +41,8 @@ pub struct Downstream {
     pub name: Option<String>,
     /// Where it connected from.
     pub address: String,
+    /// Its store; positions count for no other.
+    pub store_uuid: Option<String>,
 }
 
 /// Ships to one downstream, whose Hello is done, until it goes, breaks the protocol, or `token` is cancelled.
@@ -129,23 +132,30 @@ pub fn wire_identity(identity: &TimelineIdentity) -> message::TimelineIdentity {
 struct Entry {
     vitals: Arc<Vitals>,
     name: Option<String>,
+    since: WallTime,
 }
 
 impl Entry {
     fn begin(vitals: &Arc<Vitals>, downstream: &Downstream) -> Entry {
-        let entry = Entry { vitals: Arc::clone(vitals), name: downstream.name.clone() };
-        let address = downstream.address.clone();
-        entry.update(|vitals| {
-            vitals.contact = Contact::Up { since: WallTime::now() };
-            vitals.address = address;
-        });
-        entry
+        let Downstream { name, address, store_uuid } = downstream.clone();
+        let since = WallTime::now();
+        if let Some(name) = &name {
+            let connect = |all: &mut BTreeMap<String, DownstreamVitals>| {
+                all.entry(name.clone()).or_default().connect(since, address, store_uuid);
+            };
+            vitals.downstreams.update(connect);
+        }
+        Entry { vitals: Arc::clone(vitals), name, since }
     }
 
+    /// What a connection says that has been replaced by a newer one, perhaps of another store, does not count.
     fn update(&self, change: impl FnOnce(&mut DownstreamVitals)) {
-        if let Some(name) = &self.name {
-            self.vitals.downstreams.update(|all| change(all.entry(name.clone()).or_default()));
-        }
+        let Some(name) = &self.name else { return };
+        self.vitals.downstreams.update(|all| {
+            let vitals =
+                all.get_mut(name).filter(|vitals| vitals.contact == Contact::Up { since: self.since });
+            vitals.map(change);
+        });
     }
 }
 

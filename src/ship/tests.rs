@@ -71,7 +71,7 @@ impl Connected {
             restartpoint: restartpoint.subscribe(),
             members: watch::Sender::new(Vec::new()),
         };
-        let downstream = Downstream { name: Some("db2".into()), address: "pipe".into() };
+        let downstream = Downstream { name: Some("db2".into()), address: "pipe".into(), store_uuid: None };
         Connected {
             ship: tokio::spawn(super::run(Conn::new(one), shipping, downstream, token.clone())),
             receive: tokio::spawn(receive::run(Conn::new(two), receiving, token.clone())),

@@ -11,6 +11,7 @@ use crate::clock::WallTime;
 use crate::link::message::{Heartbeat, Member, Timeline, Wal};
 use crate::link::{HEARTBEAT_EVERY, Message, Writer};
 use crate::pg::{Lsn, TimelineId};
+use crate::policy::Kept;
 use crate::store::{Chunk, Cursor, Positions, Step, Store, Visibility};
 use crate::vitals::{Sample, Vitals};
 
@@ -31,12 +32,14 @@ pub(super) async fn send<S: AsyncWrite>(
         store: shipping.store.clone(),
         positions: shipping.store.positions(),
         members: shipping.members.clone(),
+        policy: shipping.store.policy(),
         sent_lsn: cursor.lsn(),
         heartbeat_at: Instant::now(),
         pace: Pace::new(shipping.max_rate_bytes_per_second),
         told: None,
     };
     sender.members.mark_changed();
+    sender.policy.mark_changed();
     sender.send_samples().await?;
     sender.send_timeline(timeline).await?;
     let mut cursor = cursor;
@@ -76,6 +79,7 @@ struct Sender<'a, S> {
     store: Store,
     positions: watch::Receiver<Positions>,
     members: watch::Receiver<Vec<Member>>,
+    policy: watch::Receiver<Kept>,
     sent_lsn: Lsn,
     heartbeat_at: Instant,
     pace: Pace,
@@ -124,7 +128,7 @@ impl<S: AsyncWrite> Sender<'_, S> {
         Ok(())
     }
 
-    /// The heartbeat when it is due, and the members when they changed. A heartbeat says where the primary is only when
+    /// The heartbeat when it is due, and members and policy when they changed. A heartbeat says where the primary is only when
     /// that was heard since the last one: an old position sent again would look like a primary that lives.
     async fn send_news(&mut self) -> anyhow::Result<()> {
         if self.heartbeat_at <= Instant::now() {
@@ -142,6 +146,11 @@ impl<S: AsyncWrite> Sender<'_, S> {
             let members = self.members.borrow_and_update().clone();
             self.writer.write(Message::Members(members)).await?;
         }
+        // Whoever does not acknowledge has no use for it.
+        if self.entry.name.is_some() && self.policy.has_changed().unwrap_or(false) {
+            let policy = self.policy.borrow_and_update().clone();
+            self.writer.write(Message::Policy(Box::new(policy))).await?;
+        }
         Ok(())
     }
 
@@ -153,6 +162,10 @@ impl<S: AsyncWrite> Sender<'_, S> {
             changed = self.members.changed() => {
                 self.members.mark_changed();
                 changed.context("the members are no longer kept")
+            }
+            changed = self.policy.changed(), if self.entry.name.is_some() => {
+                self.policy.mark_changed();
+                changed.context("the store was closed")
             }
             () = sleep_until(self.heartbeat_at) => Ok(()),
         }

@@ -36,14 +36,16 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::durable;
+use crate::failpoint;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::policy::Kept;
 
 pub use codec::{COMPRESSION_LEVEL, FRAME_BYTES, FrameDecoder};
 pub use cursor::{Chunk, Cursor, OpenFrame, RawCursor, RawStep, Step, Visibility};
 pub use error::StoreError;
 pub use index::Mark;
 pub use retention::{Hold, Retention};
-pub use state::{Member, NodeRole, State};
+pub use state::{Configured, Member, NodeRole, State};
 pub use timeline::{Branch, TimelineIdentity};
 pub use writer::Writer;
 
@@ -106,6 +108,7 @@ struct Inner {
     /// Held while the state is written, so that readers of the state never wait for the disk.
     state_writer: Mutex<()>,
     positions: watch::Sender<Positions>,
+    policy: watch::Sender<Kept>,
     writer_taken: AtomicBool,
     /// Set when an fsync failed: what is on disk is unknown from then on, so nothing more is promised.
     failed: AtomicBool,
@@ -163,6 +166,7 @@ impl Store {
     fn with(folder: &Path, lock: File, state: State, index: Index) -> Store {
         let identity = Identity::of(&state);
         let positions = index.positions(state.newest_timeline());
+        let policy = watch::Sender::new(state.policy.clone());
         Store(Arc::new(Inner {
             folder: folder.to_owned(),
             identity,
@@ -170,6 +174,7 @@ impl Store {
             state: Mutex::new(state),
             state_writer: Mutex::new(()),
             positions: watch::Sender::new(positions),
+            policy,
             writer_taken: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             _lock: lock,
@@ -211,6 +216,7 @@ impl Store {
         let Some((file, path, key, appended)) = self.index().open_file() else {
             return Ok(self.0.positions.borrow().durable);
         };
+        failpoint::hit("store.sync");
         durable::sync_data(&file, &path)
             .map_err(StoreError::from)
             .inspect_err(|error| self.mistrust(error))?;
@@ -275,6 +281,11 @@ impl Store {
         self.state_guard().clone()
     }
 
+    /// The acknowledgement policy; the receiver is told of a change when that is on disk.
+    pub fn policy(&self) -> watch::Receiver<Kept> {
+        self.0.policy.subscribe()
+    }
+
     /// Changes the state durably: when this returns, the change is on disk.
     pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
         let _writing = self.0.state_writer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -283,7 +294,9 @@ impl Store {
         change(&mut changed);
         if changed != known {
             state::write(&self.0.folder.join(folder::STATE_FILE), &changed)?;
+            let policy = changed.policy.clone();
             *self.state_guard() = changed;
+            self.0.policy.send_if_modified(|known| std::mem::replace(known, policy.clone()) != policy);
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use super::{Branch, NewStore, StoreError, TimelineIdentity};
 use crate::clock::WallTime;
 use crate::durable::{self, FileError};
 use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::policy::{Kept, Policy, StallLimit};
 
 /// The version that this program writes. Older ones are upgraded by a function each when they exist.
 const VERSION: u32 = 1;
@@ -74,6 +75,19 @@ pub struct State {
     pub members: Vec<Member>,
     /// Where to look for the primary, beside the configured upstreams: the addresses of the join bundle.
     pub join_addresses: Vec<String>,
+    /// What a commit waits for: on a primary what it does, on a standby what it was told.
+    pub policy: Kept,
+    /// The configuration's policy that a primary has taken over; `None` on a standby.
+    pub configured: Option<Configured>,
+}
+
+/// A policy as the configuration has it.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Configured {
+    /// `ack`.
+    pub ack: Policy,
+    /// `stall_limit`.
+    pub stall_limit: StallLimit,
 }
 
 /// The form on disk. Foreign: every field is checked on the way in.
@@ -93,6 +107,10 @@ struct StateFile {
     members: Vec<Member>,
     #[serde(default)]
     join_addresses: Vec<String>,
+    #[serde(default)]
+    policy: Kept,
+    #[serde(default)]
+    configured: Option<Configured>,
 }
 
 impl State {
@@ -109,6 +127,8 @@ impl State {
             timelines: Vec::new(),
             members: Vec::new(),
             join_addresses: Vec::new(),
+            policy: Kept::default(),
+            configured: None,
         })
     }
 
@@ -151,6 +171,8 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         timelines: state.timelines.clone(),
         members: state.members.clone(),
         join_addresses: state.join_addresses.clone(),
+        policy: state.policy.clone(),
+        configured: state.configured.clone(),
     };
     let body = serde_json::to_string_pretty(&file).map_err(corrupt)?;
     Ok(durable::write(path, frame(&body).as_bytes())?)
@@ -207,6 +229,8 @@ fn parse(text: &str) -> Result<State, String> {
         timelines: file.timelines,
         members: file.members,
         join_addresses: file.join_addresses,
+        policy: file.policy,
+        configured: file.configured,
     })
 }
 
@@ -225,6 +249,7 @@ fn random_uuid() -> Result<String, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Resolved;
 
     fn sample() -> State {
         let mut state = State::new(NewStore {
@@ -251,7 +276,27 @@ mod tests {
             last_heard: Some(WallTime { unix_micros: 1 }),
             let_go: false,
         });
+        let known = ["db1", "db3"].map(str::to_owned);
+        let policy =
+            |serial, ack: &str| Resolved::new(serial, ack.parse().unwrap(), StallLimit(None), &known);
+        state.policy = Kept { effective: Some(policy(4, "all")), pending: Some(policy(5, "any 1 (*)")) };
+        let stall_limit = "1500ms".parse().unwrap();
+        state.configured = Some(Configured { ack: "first 1 (db3)".parse().unwrap(), stall_limit });
         state
+    }
+
+    #[test]
+    fn a_state_from_before_policies_is_read() {
+        let state = sample();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("walship.state");
+        write(&path, &state).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let mut body: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let body = body["state"].as_object_mut().unwrap();
+        assert!(body.remove("policy").is_some() && body.remove("configured").is_some());
+        std::fs::write(&path, frame(&serde_json::to_string_pretty(body).unwrap())).unwrap();
+        assert_eq!(read(&path).unwrap(), State { policy: Kept::default(), configured: None, ..state });
     }
 
     #[test]

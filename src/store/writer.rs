@@ -6,6 +6,7 @@ use super::index::Key;
 use super::open_segment::OpenSegment;
 use super::{Store, StoreError, TimelineIdentity, cut, recovery};
 use crate::durable;
+use crate::failpoint;
 use crate::pg::{Lsn, TimelineId};
 
 /// Appends to the newest timeline. All methods block.
@@ -234,6 +235,7 @@ impl Writer {
 
     fn seal(&self, open: OpenSegment) -> Result<(), StoreError> {
         let key = open.key;
+        failpoint::hit("store.sync"); // a seal makes durable, too
         let sealed = open.seal(self.store.folder(), &self.store.state());
         let sealed = sealed.inspect_err(|error| self.store.mistrust(error))?;
         self.store.index().insert(key, sealed);

@@ -8,11 +8,11 @@ use anyhow::{bail, ensure};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use walship::capture::{self, CaptureError, Options};
+use walship::capture::{self, Back, CaptureError, Options};
 use walship::demo::ledger::{Workload, WorkloadOptions};
 use walship::demo::{Cluster, ClusterOptions, StopMode};
 use walship::pg::sql::Sql;
-use walship::pg::{Conninfo, Lsn, SegmentNumber, TimelineId};
+use walship::pg::{Conninfo, Levels, Lsn, SegmentNumber, TimelineId};
 use walship::store::{Branch, NewStore, RawStep, Store, Visibility};
 use walship::vitals::{Contact, StandbyFeedback, Vitals};
 
@@ -31,6 +31,8 @@ struct Capture {
     store: Store,
     vitals: Arc<Vitals>,
     feedback: watch::Sender<Option<StandbyFeedback>>,
+    /// Never anything: a server that stops all the same was told by its shutdown checkpoint alone.
+    _released: watch::Sender<Levels<Lsn>>,
     cancel: CancellationToken,
     task: JoinHandle<Result<(), CaptureError>>,
 }
@@ -54,12 +56,14 @@ impl Fixture {
     fn capture(&self, store: &Store, adopted: Option<(TimelineId, Branch)>) -> Capture {
         let options = Options { conninfo: self.conninfo(), slot: SLOT.to_owned(), adopted };
         let (vitals, cancel) = (Arc::new(Vitals::default()), CancellationToken::new());
-        let (feedback, receiver) = watch::channel(None);
+        let (feedback, given) = watch::channel(None);
+        let released = watch::Sender::new(Levels::default());
+        let back = Back { feedback: given, released: released.subscribe() };
         let task = {
             let (store, vitals, cancel) = (store.clone(), vitals.clone(), cancel.clone());
-            tokio::spawn(async move { capture::run(options, store, &vitals, receiver, cancel).await })
+            tokio::spawn(async move { capture::run(options, store, &vitals, back, cancel).await })
         };
-        Capture { store: store.clone(), vitals, feedback, cancel, task }
+        Capture { store: store.clone(), vitals, feedback, _released: released, cancel, task }
     }
 
     async fn flushed(&self) -> Lsn {

@@ -5,6 +5,8 @@
 /// The vocabulary that the others are written in.
 mod harness;
 
+/// What commits wait for: each policy at each level, and its changes.
+mod ack;
 /// `walship basebackup`: what it makes, what it says, and how it ends.
 mod basebackup;
 /// The primary's WAL into the store.

@@ -63,7 +63,7 @@ fn each_mismatch_has_its_own_code() {
     assert_eq!(found_by_the_target(|_| {}), Ok(()));
     type Change = fn(&mut Hello);
     let at_both_ends: [(Code, Change); 7] = [
-        (Code::Protocol, |hello| hello.protocol = 2),
+        (Code::Protocol, |hello| hello.protocol = PROTOCOL + 1),
         (Code::Name, |hello| hello.node = "db3".into()),
         (Code::Purpose, |hello| hello.purpose = Purpose::Unknown),
         (Code::SystemIdentifier, |hello| hello.system_identifier = Some(78)),

@@ -6,7 +6,7 @@
 //! * any connection opens with [`Hello`] from the dialling end, answered by a `Hello` or a [`Reject`]; either end
 //!   may end any exchange with a `Reject`; [`Heartbeat`]s may come at any time and are never out of place;
 //! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`]
-//!   down, and [`Ack`] and [`Feedback`] up;
+//!   and [`Kept`] policies down, and [`Ack`] and [`Feedback`] up;
 //! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] down; when all files
 //!   are here, `BackupStop` up, `BackupPhase` repeated, then [`BackupStopped`] and the control file, as any other
 //!   file, down;
@@ -38,6 +38,7 @@ pub use stream::{Ack, Heartbeat, OpenFrame, Resume, Timeline, Wal};
 
 use super::LinkError;
 use super::frame::Frame;
+use crate::policy::Kept;
 use crate::vitals::{Sample, StandbyFeedback};
 
 mod kind {
@@ -53,6 +54,7 @@ mod kind {
     pub const HEARTBEAT: u8 = 0x13;
     pub const FEEDBACK: u8 = 0x14;
     pub const SAMPLES: u8 = 0x15;
+    pub const POLICY: u8 = 0x16;
 
     pub const BACKUP_START: u8 = 0x20;
     pub const BACKUP_PHASE: u8 = 0x21;
@@ -96,6 +98,8 @@ pub enum Message {
     Feedback(StandbyFeedback),
     /// When the primary's WAL reached which position, for a receiver that missed the heartbeats of that time.
     Samples(Vec<Sample>),
+    /// The acknowledgement policy, at the start and on every change: to be stored before an [`Ack`] says so.
+    Policy(Box<Kept>),
 
     /// Begin a base backup.
     BackupStart(BackupStart),
@@ -135,6 +139,7 @@ impl Message {
             Message::Heartbeat(_) => "Heartbeat",
             Message::Feedback(_) => "Feedback",
             Message::Samples(_) => "Samples",
+            Message::Policy(_) => "Policy",
             Message::BackupStart(_) => "BackupStart",
             Message::BackupPhase(_) => "BackupPhase",
             Message::BackupStarted(_) => "BackupStarted",
@@ -164,6 +169,7 @@ impl Message {
             Message::Heartbeat(heartbeat) => Ok(heartbeat.encode(kind::HEARTBEAT)),
             Message::Feedback(feedback) => Ok(stream::encode_feedback(kind::FEEDBACK, feedback)),
             Message::Samples(samples) => json(kind::SAMPLES, name, &samples),
+            Message::Policy(policy) => json(kind::POLICY, name, &policy),
             Message::BackupStart(start) => json(kind::BACKUP_START, name, &start),
             Message::BackupPhase(phase) => json(kind::BACKUP_PHASE, name, &phase),
             Message::BackupStarted(started) => json(kind::BACKUP_STARTED, name, &started),
@@ -195,6 +201,7 @@ impl Message {
             kind::HEARTBEAT => Heartbeat::decode(frame).map(Message::Heartbeat),
             kind::FEEDBACK => stream::decode_feedback(frame).map(Message::Feedback),
             kind::SAMPLES => from_json("Samples", frame).map(Message::Samples),
+            kind::POLICY => from_json("Policy", frame).map(|policy| Message::Policy(Box::new(policy))),
             kind::BACKUP_START => from_json("BackupStart", frame).map(Message::BackupStart),
             kind::BACKUP_PHASE => from_json("BackupPhase", frame).map(Message::BackupPhase),
             kind::BACKUP_STARTED => {

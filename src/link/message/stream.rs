@@ -96,7 +96,7 @@ impl Wal {
     }
 }
 
-/// How far the receiver is on `timeline`; at least every [`crate::link::HEARTBEAT_EVERY`].
+/// How far the receiver is on `timeline`; sent at least every [`crate::link::HEARTBEAT_EVERY`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ack {
     /// The timeline that the positions are on.
@@ -109,20 +109,33 @@ pub struct Ack {
     pub replayed_lsn: Lsn,
     /// Where its PostgreSQL would start to replay after a crash; invalid when unknown.
     pub restartpoint_lsn: Lsn,
+    /// The highest serial of a policy that it has stored of those that came over this connection; zero before the first.
+    pub policy_serial: u64,
+    /// Its base backup is not complete, so that the WAL is of no use yet: the positions hold WAL for it, and count for no
+    /// commit.
+    pub is_copying: bool,
 }
+
+const IS_COPYING: u8 = 1;
 
 impl Ack {
     pub(super) fn encode(self, kind: u8) -> Frame {
-        let mut body = BytesMut::with_capacity(36);
+        let mut body = BytesMut::with_capacity(44);
         body.put_u32(self.timeline.0);
         for lsn in [self.written_lsn, self.flushed_lsn, self.replayed_lsn, self.restartpoint_lsn] {
             body.put_u64(lsn.0);
         }
-        Frame { kind, body: body.freeze(), ..Frame::default() }
+        body.put_u64(self.policy_serial);
+        let flags = if self.is_copying { IS_COPYING } else { 0 };
+        Frame { kind, flags, body: body.freeze(), ..Frame::default() }
     }
 
     pub(super) fn decode(mut frame: Frame) -> Result<Ack, LinkError> {
-        let fields: [u8; 36] = take_fields("Ack", &mut frame.body)?;
+        if frame.flags & !IS_COPYING != 0 {
+            let reason = format!("flags {:#04x} are unknown", frame.flags);
+            return Err(LinkError::Malformed { message: "Ack", reason });
+        }
+        let fields: [u8; 44] = take_fields("Ack", &mut frame.body)?;
         let mut fields = &fields[..];
         Ok(Ack {
             timeline: TimelineId(fields.get_u32()),
@@ -130,6 +143,8 @@ impl Ack {
             flushed_lsn: Lsn(fields.get_u64()),
             replayed_lsn: Lsn(fields.get_u64()),
             restartpoint_lsn: Lsn(fields.get_u64()),
+            policy_serial: fields.get_u64(),
+            is_copying: frame.flags & IS_COPYING != 0,
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::clock::WallTime;
 use crate::link::frame::{self, Step};
 use crate::link::{PROTOCOL, message};
 use crate::pg::{Lsn, TimelineId};
+use crate::policy::{Policy, Resolved, StallLimit};
 
 fn hello() -> Hello {
     Hello {
@@ -64,6 +65,7 @@ fn one_of_each() -> Vec<Message> {
         postgres: PostgresAnswer::Up { in_recovery: true, lsn: Lsn(3) },
         holds_configuration: Some(true),
     };
+    let policy = Resolved::new(7, Policy::All, StallLimit(None), &["db1".to_owned(), "db2".to_owned()]);
     let frame = OpenFrame { start_lsn: Lsn(1 << 20), bytes: 99, sha256: Digest([0xAB; 32]) };
     let heartbeat = Heartbeat { server_flush_lsn: Lsn(9), server_time: now, sent_lsn: Lsn(8) };
     let feedback = StandbyFeedback { xmin: 731, xmin_epoch: 1, catalog_xmin: 0, catalog_xmin_epoch: 0 };
@@ -118,7 +120,10 @@ fn one_of_each() -> Vec<Message> {
             flushed_lsn: Lsn(3),
             replayed_lsn: Lsn(2),
             restartpoint_lsn: Lsn(1),
+            policy_serial: 7,
+            is_copying: true,
         }),
+        Message::Policy(Box::new(Kept { effective: Some(policy), pending: None })),
         Message::Heartbeat(heartbeat),
         Message::Feedback(feedback),
         Message::Samples(vec![Sample { lsn: Lsn(9), time: now }]),
@@ -179,8 +184,9 @@ fn fields_and_variants_of_a_newer_version_are_tolerated() {
         decode(kind::HELLO, &newer).unwrap(),
         Message::Hello(hello) if hello.purpose == Purpose::Unknown
     ));
-    let error = decode(kind::HELLO, r#"{"protocol":2,"all":"else"}"#).unwrap_err();
-    assert!(matches!(error, LinkError::Protocol { theirs: 2 }));
+    let next = format!(r#"{{"protocol":{},"all":"else"}}"#, PROTOCOL + 1);
+    let error = decode(kind::HELLO, &next).unwrap_err();
+    assert!(matches!(error, LinkError::Protocol { theirs } if theirs == PROTOCOL + 1));
 }
 
 #[test]

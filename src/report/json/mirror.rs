@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::commits::CommitsJson;
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
 use crate::report::{
@@ -35,6 +36,7 @@ macro_rules! mirror {
     (@convert $value:expr) => { $value.into() };
     (@convert $value:expr, $function:path) => { $function($value) };
 }
+pub(super) use mirror;
 
 mirror! {
     /// A status as programs see it.
@@ -48,6 +50,7 @@ mirror! {
         downstreams: Vec<DownstreamJson> as list, list,
         members: Vec<MemberJson> as list, list,
         backups: Vec<BackupJson> as list, list,
+        commits: Option<CommitsJson> as option, option,
         certificate: Option<CertificateJson> as option, option,
         alarms: Vec<String>,
         warnings: Vec<String>,
@@ -163,11 +166,11 @@ mirror! { CertificateJson of Certificate { expires: Time, } }
 
 mirror! { SampleJson of Sample { lsn: Lsn, time: Time, } }
 
-fn option<A: Into<B>, B>(value: Option<A>) -> Option<B> {
+pub(super) fn option<A: Into<B>, B>(value: Option<A>) -> Option<B> {
     value.map(Into::into)
 }
 
-fn list<A: Into<B>, B>(values: Vec<A>) -> Vec<B> {
+pub(super) fn list<A: Into<B>, B>(values: Vec<A>) -> Vec<B> {
     values.into_iter().map(Into::into).collect()
 }
 
