@@ -222,7 +222,7 @@ pub async fn ask_postgres(node: &Arc<Node>) -> PostgresAnswer {
         Ok(WalPositions::Standby { replayed, .. }) => {
             PostgresAnswer::Up { in_recovery: true, lsn: replayed.unwrap_or_default() }
         }
-        Err(error) => match super::postgres::is_running(&node.config.postgres.data_directory) {
+        Err(error) => match crate::pg::postmaster::is_running(&node.config.postgres.data_directory) {
             Ok(false) => PostgresAnswer::Down { reason: error.to_string() },
             _ => PostgresAnswer::Unknown,
         },

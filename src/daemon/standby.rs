@@ -11,7 +11,7 @@ use super::promotion;
 use super::request::Request;
 use super::{follow, members, postgres, retention, samples};
 use crate::feed::{self, ReplyRequests, ServerVersion};
-use crate::pg::sql;
+use crate::pg::{postmaster, sql};
 use crate::store::NodeRole;
 
 /// How the life of a standby ends.
@@ -55,7 +55,7 @@ pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> any
 /// Starts PostgreSQL when it is down. It may replay for long, and it is fed and can be asked about meanwhile.
 async fn start_postgres(node: &Arc<Node>) -> anyhow::Result<End> {
     let looked = node
-        .blocking("look for PostgreSQL", |node| postgres::is_running(&node.config.postgres.data_directory));
+        .blocking("look for PostgreSQL", |node| postmaster::is_running(&node.config.postgres.data_directory));
     if !looked.await?.context("look for PostgreSQL")? {
         tracing::info!("starting PostgreSQL");
         postgres::start(&node.config).await?;

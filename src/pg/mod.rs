@@ -13,6 +13,7 @@ pub mod manifest;
 pub mod message;
 pub mod page;
 mod passfile;
+pub mod postmaster;
 pub mod record;
 pub mod relation;
 pub mod replication;
