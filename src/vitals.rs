@@ -212,6 +212,8 @@ pub struct BackupVitals {
     pub start_lsn: Lsn,
     /// Bytes read so far.
     pub done_bytes: u64,
+    /// Those of them that the taker had already.
+    pub equal_bytes: u64,
     /// Bytes to read, as the walk found them.
     pub total_bytes: u64,
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::spawn_blocking;
 use tracing::info;
@@ -14,13 +13,11 @@ use tracing::info;
 use super::file::Reading;
 use super::pace::Pace;
 use super::plan::{Cluster, Plan};
-use super::session::{Announced, Backups, Sent, Session, TAKER_LEFT};
+use super::session::{Announced, Answered, Backups, Session};
 use super::taker::Taker;
-use crate::clock::WallTime;
 use crate::fault::{Fault, WithFault};
 use crate::link::message::{
-    BackupStart, BackupStarted, BackupStopped, Digest, EntryKind, FileBegin, FileChunk, FileEnd, Phase,
-    Tablespace, WirePath,
+    BackupStart, BackupStarted, BackupStopped, ControlFileContent, Listed, Phase, Tablespace, WirePath,
 };
 use crate::link::{Conn, Heard, LinkError, Message};
 use crate::pg::control::{CONTROL_FILE, ControlFile};
@@ -81,8 +78,8 @@ where
     let begun = begin(taker, source, &start, &mut announced).await?;
     info!(client = %source.client, start_lsn = %begun.start_lsn, "base backup begins");
     copy(taker, source, &begun.session).await?;
-    let (sent, label) = stop(taker, source, &begun, &announced).await?;
-    info!(client = %source.client, files = sent.files, bytes = sent.bytes, start_lsn = %label.start_lsn, "base backup ends");
+    let (answered, label) = stop(taker, source, &begun, &announced).await?;
+    info!(client = %source.client, files = answered.files, bytes = answered.bytes, start_lsn = %label.start_lsn, "base backup ends");
     announced.update(|vitals| vitals.phase = "waiting for the taker to have its WAL");
     hold_wal(taker).await
 }
@@ -140,20 +137,25 @@ where
         catalog_version: control.catalog_version,
         data_checksums: control.has_data_checksums(),
         tablespaces: tablespaces_of(&plan)?,
-        total_bytes: plan.bytes,
-        files: plan.files,
+        total_bytes: plan.bytes(),
+        files: plan.files.len() as u64,
+        folders: plan.folders.len() as u64,
         standby_settings: settings.into_iter().map(|setting| (setting.name, setting.value)).collect(),
     };
-    announced.update(|vitals| (vitals.total_bytes, vitals.phase) = (plan.bytes, "copying"));
+    announced.update(|vitals| (vitals.total_bytes, vitals.phase) = (started.total_bytes, "copying"));
     let reading = Reading {
         data_directory: source.data_directory.clone(),
         start_lsn,
         data_checksums: control.has_data_checksums(),
         compression: start.compression,
     };
+    let parts = listing(&plan)?;
     let session = announced.open(reading, Pace::new(start.max_rate_bytes_per_second), plan);
     let started = BackupStarted { backup: session.number(), ..started };
     taker.say(Message::BackupStarted(Box::new(started))).await?;
+    for part in parts {
+        taker.say(Message::Listing(part)).await?;
+    }
     let ControlFile { timeline, system_identifier, .. } = control;
     Ok(Begun { session, start_lsn, timeline, system_identifier })
 }
@@ -174,6 +176,26 @@ fn tablespaces_of(plan: &Plan) -> anyhow::Result<Vec<Tablespace>> {
     plan.tablespaces.iter().map(|space| Ok(Tablespace { oid: space.oid, path: text(&space.path)? })).collect()
 }
 
+/// All folders and files in parts that fit a message.
+fn listing(plan: &Plan) -> anyhow::Result<Vec<Vec<Listed>>> {
+    let folders = plan.folders.iter().map(|path| (path, None));
+    let files = plan.files.iter().map(|(path, bytes)| (path, Some(*bytes)));
+    let mut parts = vec![Vec::new()];
+    let mut room = Listed::PART_BYTES;
+    for (path, size) in folders.chain(files) {
+        let path = WirePath::new(path).context("send the name of a file")?;
+        let listed = Listed { path, size };
+        let bytes = listed.bytes_max();
+        if bytes > room {
+            parts.push(Vec::new());
+            room = Listed::PART_BYTES;
+        }
+        room = room.saturating_sub(bytes);
+        parts.last_mut().context("a listing has a part")?.push(listed);
+    }
+    Ok(parts)
+}
+
 /// Lets the file connections work until the taker has everything.
 async fn copy<S>(taker: &mut Taker<S>, source: &Source, session: &Session) -> anyhow::Result<()>
 where
@@ -189,7 +211,6 @@ where
     match taker.listen(Phase::Copying, failure).await? {
         Heard::Message(Message::BackupStop) => Ok(()),
         Heard::Message(other) => Err(LinkError::unexpected("BackupStop", other).into()),
-        Heard::Done(reason) if reason == TAKER_LEFT => Err(LinkError::Closed.into()),
         Heard::Done(reason) => bail!("the backup failed: {reason}"),
     }
 }
@@ -200,12 +221,12 @@ async fn stop<S>(
     source: &Source,
     begun: &Begun,
     announced: &Announced,
-) -> anyhow::Result<(Sent, BackupLabel)>
+) -> anyhow::Result<(Answered, BackupLabel)>
 where
     S: AsyncRead + AsyncWrite,
 {
     announced.update(|vitals| vitals.phase = "stopping");
-    let sent = begun.session.completed().map_err(anyhow::Error::msg).context("end the backup")?;
+    let answered = begun.session.completed().map_err(anyhow::Error::msg).context("end the backup")?;
     // After every other file, and before the stop: on a standby the stop position is the control file's
     // minRecoveryPoint, and a later one would need WAL beyond the stop.
     let control = stable_control(source.data_directory.clone()).await?;
@@ -226,14 +247,12 @@ where
         backup_label: end.backup_label,
         tablespace_map: end.tablespace_map.unwrap_or_default(),
         system_identifier: begun.system_identifier,
-        files: sent.files,
-        bytes: sent.bytes,
+        files: answered.files,
+        bytes: answered.bytes,
     };
     taker.say(Message::BackupStopped(Box::new(stopped))).await?;
-    for message in control_file_messages(control)? {
-        taker.say(message).await?;
-    }
-    Ok((sent, label))
+    taker.say(Message::ControlFile(ControlFileContent(control))).await?;
+    Ok((answered, label))
 }
 
 /// WAL from the start position on stays until the taker has what it needs of it: it hangs up then.
@@ -245,24 +264,6 @@ where
         Err(error) if !error.is_gone() => Err(error.into()),
         _ => Ok(()),
     }
-}
-
-fn control_file_messages(content: Bytes) -> anyhow::Result<[Message; 3]> {
-    let (size, modified_unix_seconds) = (content.len() as u64, WallTime::now().unix_seconds());
-    let path = WirePath::new(CONTROL_FILE)?;
-    let sha256 = Digest(Sha256::digest(&content).into());
-    let end = FileEnd { size, sha256, modified_unix_seconds, bad_pages: 0, first_bad_page: None };
-    Ok([
-        Message::FileBegin(FileBegin {
-            path,
-            kind: EntryKind::File,
-            size,
-            mode: 0o600,
-            modified_unix_seconds,
-        }),
-        Message::FileChunk(FileChunk { offset: 0, compressed: false, data: content }),
-        Message::FileEnd(end),
-    ])
 }
 
 async fn read_control(data_directory: &Path) -> anyhow::Result<ControlFile> {

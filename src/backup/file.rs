@@ -1,10 +1,12 @@
-//! Reads one file of a running cluster: as many bytes as it had at first, checked, hashed and compressed.
+//! Reads one file of a running cluster: as many bytes as it had at first, checked, hashed, compared with what is at the
+//! taker, and what differs compressed.
 //!
-//! The file may grow, shrink or vanish meanwhile; replay of the WAL mends all of that, as long as exactly the
-//! announced size is sent. Blocks: one [`FileReader`] belongs to one blocking thread.
+//! The file may grow, shrink or vanish meanwhile; replay of the WAL mends all of that, as long as it becomes exactly
+//! what was read here. Blocks: one [`FileReader`] belongs to one blocking thread.
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -13,17 +15,20 @@ use sha2::{Digest as _, Sha256};
 use tracing::warn;
 use zstd::bulk::Compressor;
 
+use super::compare::Theirs;
 use crate::durable::FileError;
 use crate::link::Message;
-use crate::link::message::{Digest, EntryKind, FileBegin, FileChunk, FileEnd, PathRefused, WirePath};
+use crate::link::message::{BLOCK_BYTES, Digest, FileBegin, FileChunk, FileEnd, FileGone};
 use crate::pg::Lsn;
 use crate::pg::checksum::{PAGE_BYTES, PAGES_PER_FILE, Page};
 use crate::pg::relation::RelationFile;
 
-/// How much is read, hashed and compressed at once: a whole number of pages.
-const CHUNK_BYTES: usize = 1 << 20;
+/// How much is read, hashed and compressed at once: a whole number of pages and of blocks. What a link that breaks had
+/// under way is lost, and is a part of one such unit on each connection.
+const UNIT_BYTES: usize = 256 << 10;
 
-const _: () = assert!(CHUNK_BYTES.is_multiple_of(PAGE_BYTES) && CHUNK_BYTES <= FileChunk::RAW_LIMIT_BYTES);
+const _: () = assert!(UNIT_BYTES.is_multiple_of(BLOCK_BYTES) && UNIT_BYTES <= FileChunk::RAW_LIMIT_BYTES);
+const _: () = assert!(BLOCK_BYTES.is_multiple_of(PAGE_BYTES));
 
 /// So many bad pages of one file are logged one by one.
 const LOGGED_BAD_PAGES: u32 = 5;
@@ -46,8 +51,10 @@ pub struct Reading {
 pub struct Piece {
     /// To the peer.
     pub message: Message,
-    /// Bytes of the file, before compression.
+    /// Bytes of the file in it, before compression.
     pub bytes: u64,
+    /// Bytes before these that were found equal at the taker, and are not sent.
+    pub equal_bytes: u64,
 }
 
 /// Why a file was not sent.
@@ -56,9 +63,14 @@ pub enum ReadError {
     /// It cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Its name cannot be sent.
-    #[error("the name of a file cannot be sent")]
-    Name(#[from] PathRefused),
+    /// The taker asked for one file in the middle of another.
+    #[error("the taker asked for file {got} where more about file {wanted} was due")]
+    OutOfOrder {
+        /// What it asked for.
+        got: u32,
+        /// What was due.
+        wanted: u32,
+    },
     /// zstd failed.
     #[error("compress {}", path.display())]
     Compress {
@@ -97,26 +109,29 @@ impl FileReader {
         Ok(FileReader { reading, compressor, buffer: Vec::new() })
     }
 
-    /// Emits one file; false when it is gone, which is fine: replay knows.
-    pub fn send(&mut self, path: &Path, emit: &mut Emit<'_>) -> Result<bool, ReadError> {
+    /// Emits what of one file is not at the taker, or that the file is gone, which is fine: replay knows.
+    pub fn send(
+        &mut self,
+        index: u32,
+        path: &Path,
+        theirs: &mut Theirs<'_>,
+        emit: &mut Emit<'_>,
+    ) -> Result<(), ReadError> {
         let source = self.reading.data_directory.join(path);
+        let bare = |message| Piece { message, bytes: 0, equal_bytes: 0 };
         let file = match File::open(&source) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                theirs.finish()?;
+                return emit(bare(Message::FileGone(FileGone { index })));
+            }
             Err(e) => return Err(FileError::new("open", &source, e).into()),
         };
-        let metadata = file.metadata().map_err(|e| FileError::new("stat", &source, e))?;
-        let size = metadata.size();
-        let begin = FileBegin {
-            path: WirePath::new(path)?,
-            kind: EntryKind::File,
-            size,
-            mode: metadata.mode() & 0o7777,
-            modified_unix_seconds: metadata.mtime(),
-        };
-        emit(Piece { message: Message::FileBegin(begin), bytes: 0 })?;
+        let size = file.metadata().map_err(|e| FileError::new("stat", &source, e))?.size();
+        emit(bare(Message::FileBegin(FileBegin { index, size })))?;
         let mut check = self.page_check(path);
-        let sha256 = self.send_content(&file, &source, size, &mut check, emit)?;
+        let (sha256, equal_bytes) = self.send_content(&file, &source, size, &mut check, theirs, emit)?;
+        theirs.finish()?;
         let metadata = file.metadata().map_err(|e| FileError::new("stat", &source, e))?;
         let end = FileEnd {
             size,
@@ -128,23 +143,24 @@ impl FileReader {
         if end.bad_pages > LOGGED_BAD_PAGES {
             warn!(file = %source.display(), bad_pages = end.bad_pages, "more pages have wrong checksums");
         }
-        emit(Piece { message: Message::FileEnd(end), bytes: 0 })?;
-        Ok(true)
+        emit(Piece { equal_bytes, ..bare(Message::FileEnd(end)) })
     }
 
+    /// Emits what differs; gives the digest of the whole, and how much was equal at the end.
     fn send_content(
         &mut self,
         file: &File,
         source: &Path,
         size: u64,
         check: &mut Option<PageCheck>,
+        theirs: &mut Theirs<'_>,
         emit: &mut Emit<'_>,
-    ) -> Result<Digest, ReadError> {
+    ) -> Result<(Digest, u64), ReadError> {
         let mut sha256 = Sha256::new();
-        let mut offset = 0;
+        let (mut offset, mut sent_to) = (0, 0);
         let mut at_end = false;
         while offset < size {
-            let wanted = (size - offset).min(CHUNK_BYTES as u64) as usize;
+            let wanted = (size - offset).min(UNIT_BYTES as u64) as usize;
             self.buffer.clear();
             self.buffer.resize(wanted, 0);
             // Past its new end a file that was truncated meanwhile is zeros.
@@ -155,24 +171,30 @@ impl FileReader {
                 self.check_pages(file, source, offset, read, check)?;
             }
             sha256.update(&self.buffer);
-            let message = Message::FileChunk(self.chunk(source, offset)?);
-            emit(Piece { message, bytes: wanted as u64 })?;
+            for run in theirs.differing(&self.buffer)? {
+                let start = offset + run.start as u64;
+                let (bytes, equal_bytes) = (run.len() as u64, start - sent_to);
+                let message = Message::FileChunk(self.chunk(source, start, run)?);
+                emit(Piece { message, bytes, equal_bytes })?;
+                sent_to = start + bytes;
+            }
             offset += wanted as u64;
         }
-        Ok(Digest(sha256.finalize().into()))
+        Ok((Digest(sha256.finalize().into()), size - sent_to))
     }
 
-    /// The buffer as a chunk, compressed where that makes it smaller.
-    fn chunk(&mut self, source: &Path, offset: u64) -> Result<FileChunk, ReadError> {
+    /// A part of the buffer as a chunk, compressed where that makes it smaller.
+    fn chunk(&mut self, source: &Path, offset: u64, part: Range<usize>) -> Result<FileChunk, ReadError> {
+        let raw = &self.buffer[part];
         if let Some(compressor) = &mut self.compressor {
             let compressed = compressor
-                .compress(&self.buffer)
+                .compress(raw)
                 .map_err(|e| ReadError::Compress { path: source.to_owned(), source: e })?;
-            if compressed.len() < self.buffer.len() {
+            if compressed.len() < raw.len() {
                 return Ok(FileChunk { offset, compressed: true, data: compressed.into() });
             }
         }
-        Ok(FileChunk { offset, compressed: false, data: Bytes::copy_from_slice(&self.buffer) })
+        Ok(FileChunk { offset, compressed: false, data: Bytes::copy_from_slice(raw) })
     }
 
     /// Only the files of relations have checksums; those are found by their names, as PostgreSQL 17 does.
@@ -256,14 +278,17 @@ fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::message::WantFile;
     use std::fs;
 
-    /// What a file becomes on the wire, put together again.
+    /// What a file becomes at a taker that has something in its place.
     struct Sent {
         begin: FileBegin,
         content: Vec<u8>,
         end: FileEnd,
         wire_bytes: usize,
+        sent_bytes: u64,
+        equal_bytes: u64,
     }
 
     fn reading(root: &Path) -> Reading {
@@ -276,21 +301,30 @@ mod tests {
     }
 
     fn send(reading: Reading, path: &str) -> Sent {
+        send_over(reading, path, None)
+    }
+
+    fn send_over(reading: Reading, path: &str, there: Option<&[u8]>) -> Sent {
+        let digests: Vec<u8> =
+            there.unwrap_or_default().chunks(BLOCK_BYTES).flat_map(|block| Digest::of(block).0).collect();
+        let want = WantFile { index: 7, continues: false, digests: digests.into() };
         let mut messages = Vec::new();
         let mut reader = FileReader::new(reading).unwrap();
-        let sent = reader.send(Path::new(path), &mut |piece| {
+        let mut emit = |piece| {
             messages.push(piece);
             Ok(())
-        });
-        assert!(sent.unwrap());
+        };
+        reader.send(7, Path::new(path), &mut Theirs::new(want, &mut || None), &mut emit).unwrap();
+        let equal_bytes = messages.iter().map(|piece| piece.equal_bytes).sum();
+        let sent_bytes = messages.iter().map(|piece| piece.bytes).sum();
         let Some(Message::FileEnd(end)) = messages.pop().map(|piece| piece.message) else { panic!("no end") };
-        let mut content = Vec::new();
-        let mut wire_bytes = 0;
         let mut messages = messages.into_iter();
         let Some(Message::FileBegin(begin)) = messages.next().map(|piece| piece.message) else { panic!() };
+        let mut content = there.unwrap_or_default().to_vec();
+        content.resize(begin.size as usize, 0);
+        let mut wire_bytes = 0;
         for piece in messages {
             let Message::FileChunk(chunk) = piece.message else { panic!("{:?}", piece.message) };
-            assert_eq!(chunk.offset, content.len() as u64);
             wire_bytes += chunk.data.len();
             let raw = if chunk.compressed {
                 zstd::bulk::decompress(&chunk.data, FileChunk::RAW_LIMIT_BYTES).unwrap()
@@ -298,11 +332,12 @@ mod tests {
                 chunk.data.to_vec()
             };
             assert_eq!(piece.bytes, raw.len() as u64);
-            content.extend(raw);
+            content[chunk.offset as usize..][..raw.len()].copy_from_slice(&raw);
         }
-        assert_eq!(end.sha256, Digest(Sha256::digest(&content).into()));
-        assert_eq!((begin.size, end.size), (content.len() as u64, content.len() as u64));
-        Sent { begin, content, end, wire_bytes }
+        assert_eq!(end.sha256, Digest::of(&content));
+        assert_eq!((begin.index, begin.size, end.size), (7, content.len() as u64, content.len() as u64));
+        assert_eq!(equal_bytes + sent_bytes, end.size);
+        Sent { begin, content, end, wire_bytes, sent_bytes, equal_bytes }
     }
 
     /// A page with the right checksum as page `number`.
@@ -324,12 +359,12 @@ mod tests {
     #[test]
     fn content_arrives_whole_and_small() {
         let root = tempfile::tempdir().unwrap();
-        let text: Vec<u8> = (0..CHUNK_BYTES * 2 + 77).map(|n| (n / 100) as u8).collect();
+        let text: Vec<u8> = (0..UNIT_BYTES * 2 + 77).map(|n| (n / 100) as u8).collect();
         for (name, content) in [("PG_VERSION", &b"15\n"[..]), ("empty", b""), ("log/text", &text)] {
             write(root.path(), name, content);
             let sent = send(reading(root.path()), name);
             assert_eq!(sent.content, content);
-            assert_eq!(sent.begin.path.as_path(), Path::new(name));
+            assert_eq!((sent.begin.size, sent.equal_bytes), (content.len() as u64, 0));
             let as_it_is = send(Reading { compression: None, ..reading(root.path()) }, name);
             assert_eq!(as_it_is.content, content);
             assert!(sent.wire_bytes <= as_it_is.wire_bytes);
@@ -338,13 +373,50 @@ mod tests {
     }
 
     #[test]
+    fn only_blocks_that_differ_are_sent() {
+        let root = tempfile::tempdir().unwrap();
+        let content: Vec<u8> = (0..UNIT_BYTES * 2 + 77).map(|n| ((n * n) >> 8) as u8).collect();
+        write(root.path(), "base/5/112", &content);
+        let over = |there: &[u8]| {
+            let sent = send_over(reading(root.path()), "base/5/112", Some(there));
+            assert_eq!(sent.content, content);
+            sent.sent_bytes
+        };
+        let block = BLOCK_BYTES as u64;
+        assert_eq!(over(&content), 0);
+        assert_eq!(over(&[&content[..], b"longer"].concat()), 77, "the last block is another one");
+        assert_eq!(over(&content[..content.len() - 1]), 77);
+        assert_eq!(over(&[]), content.len() as u64);
+        let mut there = content.clone();
+        there[UNIT_BYTES - 1] ^= 1;
+        assert_eq!(over(&there), block);
+        // At the start of the next unit: two blocks side by side, in two messages.
+        there[UNIT_BYTES] ^= 1;
+        assert_eq!(over(&there), 2 * block);
+        there.truncate(UNIT_BYTES + 1);
+        assert_eq!(over(&there), content.len() as u64 - UNIT_BYTES as u64 + block);
+    }
+
+    /// Sends to a taker that has nothing.
+    fn send_all(reader: &mut FileReader, path: &str, emit: &mut Emit<'_>) -> Result<(), ReadError> {
+        let want = WantFile { index: 0, continues: false, digests: Bytes::new() };
+        reader.send(0, Path::new(path), &mut Theirs::new(want, &mut || None), emit)
+    }
+
+    #[test]
     fn a_file_that_is_gone_is_no_error_and_an_unreadable_one_is() {
         let root = tempfile::tempdir().unwrap();
         let mut reader = FileReader::new(reading(root.path())).unwrap();
-        let mut emit = |_: Piece| panic!("nothing to emit");
-        assert!(!reader.send(Path::new("base/1/2"), &mut emit).unwrap());
+        let mut said = Vec::new();
+        let mut emit = |piece: Piece| {
+            said.push(piece.message);
+            Ok(())
+        };
+        send_all(&mut reader, "base/1/2", &mut emit).unwrap();
+        assert_eq!(said, [Message::FileGone(FileGone { index: 0 })]);
         write(root.path(), "a", b"");
-        let error = reader.send(Path::new("a/b"), &mut emit).unwrap_err();
+        let mut emit = |_: Piece| panic!("nothing to emit");
+        let error = send_all(&mut reader, "a/b", &mut emit).unwrap_err();
         assert!(error.to_string().starts_with("open /"), "{error}");
     }
 
@@ -352,18 +424,18 @@ mod tests {
     fn a_file_that_shrinks_is_padded_with_zeros() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("base/5/16384");
-        write(root.path(), "base/5/16384", &vec![7; CHUNK_BYTES * 2]);
+        write(root.path(), "base/5/16384", &vec![7; UNIT_BYTES * 2]);
         let mut content = 0;
         let mut reader = FileReader::new(Reading { data_checksums: false, ..reading(root.path()) }).unwrap();
-        let sent = reader.send(Path::new("base/5/16384"), &mut |piece| {
+        let mut emit = |piece: Piece| {
             if matches!(piece.message, Message::FileBegin(_)) {
                 fs::File::options().write(true).open(&path).unwrap().set_len(10).unwrap();
             }
             content += piece.bytes;
             Ok(())
-        });
-        assert!(sent.unwrap());
-        assert_eq!(content, CHUNK_BYTES as u64 * 2);
+        };
+        send_all(&mut reader, "base/5/16384", &mut emit).unwrap();
+        assert_eq!(content, UNIT_BYTES as u64 * 2);
     }
 
     #[test]
@@ -396,7 +468,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), "x", b"x");
         let mut reader = FileReader::new(reading(root.path())).unwrap();
-        let error = reader.send(Path::new("x"), &mut |_| Err(ReadError::Gone)).unwrap_err();
+        let error = send_all(&mut reader, "x", &mut |_| Err(ReadError::Gone)).unwrap_err();
         assert!(matches!(error, ReadError::Gone));
     }
 }

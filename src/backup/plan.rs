@@ -1,6 +1,6 @@
-//! What a base backup copies: the data directory without what PostgreSQL leaves out, cut into jobs.
+//! What a base backup copies: the data directory without what PostgreSQL leaves out.
 //!
-//! The rules are those of `basebackup.c` (pg-facts, F). `global/pg_control` is in no job: it goes last. Blocks.
+//! The rules are those of `basebackup.c` (pg-facts, F). `global/pg_control` is not among it: it goes last. Blocks.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -36,29 +36,24 @@ const SKIPPED_FILES: [&str; 8] = [
 /// Beginnings of the names of files and folders that are left out.
 const SKIPPED_PREFIXES: [&str; 2] = ["pg_internal.init", "pgsql_tmp"];
 
-/// A job is full with this many bytes; a larger file is a job of its own.
-const JOB_BYTES: u64 = 16 << 20;
-
-/// A job is full with this many files, however small.
-const JOB_FILES: usize = 256;
-
 /// Everything to copy.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Every folder, parents first, relative to the data directory.
+    /// Every folder, parents first, relative to the data directory; a tablespace's are below `pg_tblspc/<oid>`.
     pub folders: Vec<PathBuf>,
-    /// The files in jobs of similar size, large ones first.
-    pub jobs: Vec<Job>,
+    /// Every file with its size when it was seen: the large ones first, so that no connection is left with one at the
+    /// end.
+    pub files: Vec<(PathBuf, u64)>,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,
-    /// How many files there are.
-    pub files: u64,
-    /// Their size when they were seen.
-    pub bytes: u64,
 }
 
-/// Files that one reader copies, relative to the data directory; a tablespace's are below `pg_tblspc/<oid>`.
-pub type Job = Vec<PathBuf>;
+impl Plan {
+    /// The bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, bytes)| bytes).sum()
+    }
+}
 
 /// What the walk needs to know.
 #[derive(Clone, Copy, Debug)]
@@ -258,8 +253,7 @@ impl Found {
         Ok(())
     }
 
-    /// Drops the forks of unlogged relations but the init forks, and packs the rest: large files first, so that no
-    /// reader is left with a large one at the end.
+    /// Drops the forks of unlogged relations but the init forks, and sorts the rest.
     fn into_plan(self) -> Plan {
         let mut files = self.files;
         let unlogged = self.unlogged;
@@ -272,23 +266,7 @@ impl Found {
             });
         }
         files.sort_by(|(a_path, a), (b_path, b)| b.cmp(a).then_with(|| a_path.cmp(b_path)));
-        let mut plan = Plan { folders: self.folders, tablespaces: self.tablespaces, ..Plan::default() };
-        plan.files = files.len() as u64;
-        plan.bytes = files.iter().map(|(_, bytes)| bytes).sum();
-        let mut job = Job::new();
-        let mut job_bytes = 0;
-        for (path, bytes) in files {
-            job.push(path);
-            job_bytes += bytes;
-            if job_bytes >= JOB_BYTES || job.len() >= JOB_FILES {
-                plan.jobs.push(std::mem::take(&mut job));
-                job_bytes = 0;
-            }
-        }
-        if !job.is_empty() {
-            plan.jobs.push(job);
-        }
-        plan
+        Plan { folders: self.folders, files, tablespaces: self.tablespaces }
     }
 }
 
@@ -365,8 +343,7 @@ mod tests {
             "pg_wal/archive_status/000000010000000000000001.done",
         ]);
         let plan = plan(root.path(), 17);
-        assert_eq!(plan.files, 11);
-        let files = names(plan.jobs.into_iter().flatten());
+        let files = names(plan.files.into_iter().map(|(path, _)| path));
         let expected = [
             "PG_VERSION",
             "base/5/112",
@@ -431,7 +408,7 @@ mod tests {
             "pg_tblspc/16501/PG_15_42/5/16500",
             "pg_tblspc/16502/PG_15_42/5/16600",
         ];
-        assert_eq!(names(plan.jobs.into_iter().flatten()), expected);
+        assert_eq!(names(plan.files.into_iter().map(|(path, _)| path)), expected);
         let folders = names(plan.folders);
         for folder in ["pg_wal", "pg_wal/archive_status", "pg_stat_tmp", "pg_tblspc/16500/PG_15_42/5"] {
             assert!(folders.iter().any(|found| found == folder), "{folder} in {folders:?}");
@@ -440,17 +417,14 @@ mod tests {
     }
 
     #[test]
-    fn jobs_are_of_similar_size_and_the_large_come_first() {
+    fn the_large_files_come_first() {
         let mut found = Found::default();
-        let file = |n: u64, mebibytes: u64| (PathBuf::from(format!("base/1/{n}")), mebibytes << 20);
-        found.files.extend((0..20).map(|n| file(n, 1)));
-        found.files.extend((100..103).map(|n| file(n, 1024)));
-        found.files.extend((1000..1600).map(|n| (PathBuf::from(format!("base/2/{n}")), 8192)));
+        let file = |n: u64, bytes: u64| (PathBuf::from(format!("base/1/{n}")), bytes);
+        found.files.extend([file(1, 8192), file(2, 1 << 30), file(3, 8192), file(4, 1 << 20)]);
         let plan = found.into_plan();
-        let lengths: Vec<usize> = plan.jobs.iter().map(Vec::len).collect();
-        assert_eq!(lengths, [1, 1, 1, 16, 256, 256, 92]);
-        assert_eq!(plan.files, 623);
-        assert_eq!(plan.bytes, (3 * 1024 + 20) * (1 << 20) + 600 * 8192);
+        let order: Vec<u64> = plan.files.iter().map(|(_, bytes)| *bytes).collect();
+        assert_eq!(order, [1 << 30, 1 << 20, 8192, 8192]);
+        assert_eq!(plan.bytes(), (1 << 30) + (1 << 20) + 2 * 8192);
     }
 
     #[test]

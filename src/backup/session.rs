@@ -1,15 +1,15 @@
 //! A base backup that is running, as its connections share it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
 use super::file::Reading;
 use super::pace::Pace;
-use super::plan::{Job, Plan};
+use super::plan::Plan;
 use crate::pg::Lsn;
 use crate::vitals::{BackupVitals, Vitals};
 
@@ -62,12 +62,12 @@ impl Announced {
 
     /// Opens it to file connections.
     pub fn open(&mut self, reading: Reading, pace: Pace, plan: Plan) -> Arc<Session> {
-        let work = Work { folders: plan.folders, jobs: plan.jobs.into(), ..Work::default() };
         let session = Arc::new(Session {
             number: self.number,
             reading,
             pace,
-            work: Mutex::new(work),
+            files: plan.files.into_iter().map(|(path, _)| path).collect(),
+            done: Mutex::default(),
             ended: CancellationToken::new(),
             vitals: Arc::clone(&self.backups.vitals),
         });
@@ -89,31 +89,27 @@ impl Drop for Announced {
     }
 }
 
-/// A backup whose files are being copied.
+/// A backup whose files are being copied. What is copied, and when that is all, is up to the taker.
 #[derive(Debug)]
 pub struct Session {
     number: u64,
     pub(super) reading: Reading,
     pub(super) pace: Pace,
-    work: Mutex<Work>,
+    files: Vec<PathBuf>,
+    done: Mutex<Done>,
     ended: CancellationToken,
     vitals: Arc<Vitals>,
 }
 
-/// What is to do and what was done.
 #[derive(Debug, Default)]
-struct Work {
-    folders: Vec<PathBuf>,
-    jobs: VecDeque<Job>,
-    jobs_in_hand: usize,
-    files: u64,
-    bytes: u64,
+struct Done {
+    answered: Answered,
     failure: Option<String>,
 }
 
-/// What was sent, on all connections together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sent {
+/// The files that were sent or found equal, on all connections together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answered {
     pub files: u64,
     pub bytes: u64,
 }
@@ -124,39 +120,32 @@ impl Session {
         self.number
     }
 
-    /// The folders, for whoever asks first.
-    pub(super) fn take_folders(&self) -> Vec<PathBuf> {
-        std::mem::take(&mut lock(&self.work).folders)
+    /// The file in this place of the listing, relative to the data directory.
+    pub(super) fn file(&self, index: u32) -> Option<&Path> {
+        self.files.get(usize::try_from(index).ok()?).map(PathBuf::as_path)
     }
 
-    /// The next job, until there is none.
-    pub(super) fn take_job(self: &Arc<Session>) -> Option<JobInHand> {
-        let mut work = lock(&self.work);
-        let files = work.jobs.pop_front()?;
-        work.jobs_in_hand += 1;
-        Some(JobInHand { session: Arc::clone(self), files, is_done: false })
-    }
-
-    /// Counts bytes that were read and sent.
-    pub(super) fn count_bytes(&self, bytes: u64) {
+    /// Counts bytes that were read: sent, or found equal at the taker.
+    pub(super) fn count_bytes(&self, sent: u64, equal: u64) {
         let number = self.number;
         self.vitals.backups.update(|backups| {
             if let Some(backup) = backups.get_mut(&number) {
-                backup.done_bytes += bytes;
+                backup.done_bytes += sent + equal;
+                backup.equal_bytes += equal;
             }
         });
     }
 
-    /// Counts a file that was sent whole.
+    /// Counts a file that the taker has now.
     pub(super) fn count_file(&self, bytes: u64) {
-        let mut work = lock(&self.work);
-        work.files += 1;
-        work.bytes += bytes;
+        let mut done = lock(&self.done);
+        done.answered.files += 1;
+        done.answered.bytes += bytes;
     }
 
     /// Ends the backup; the first reason counts.
     pub(super) fn fail(&self, reason: String) {
-        lock(&self.work).failure.get_or_insert(reason);
+        lock(&self.done).failure.get_or_insert(reason);
         self.ended.cancel();
     }
 
@@ -167,45 +156,15 @@ impl Session {
 
     /// Why it failed, if it did.
     pub(super) fn failure(&self) -> Option<String> {
-        lock(&self.work).failure.clone()
+        lock(&self.done).failure.clone()
     }
 
-    /// What was sent, once every file was; the reason why not otherwise.
-    pub(super) fn completed(&self) -> Result<Sent, String> {
-        let work = lock(&self.work);
-        match &work.failure {
+    /// What the taker has, when nothing failed.
+    pub(super) fn completed(&self) -> Result<Answered, String> {
+        let done = lock(&self.done);
+        match &done.failure {
             Some(reason) => Err(reason.clone()),
-            None if !work.jobs.is_empty() || work.jobs_in_hand > 0 || !work.folders.is_empty() => {
-                Err("not all files were taken".to_owned())
-            }
-            None => Ok(Sent { files: work.files, bytes: work.bytes }),
-        }
-    }
-}
-
-/// The failure of a backup whose taker went away: no news for anyone here.
-pub(super) const TAKER_LEFT: &str = "a connection that carried files ended early";
-
-/// A job that one connection works on. Dropped before it is done, its files are lost to the backup, which fails.
-#[derive(Debug)]
-pub(super) struct JobInHand {
-    session: Arc<Session>,
-    pub files: Job,
-    is_done: bool,
-}
-
-impl JobInHand {
-    /// All its files were sent.
-    pub fn done(mut self) {
-        self.is_done = true;
-        lock(&self.session.work).jobs_in_hand -= 1;
-    }
-}
-
-impl Drop for JobInHand {
-    fn drop(&mut self) {
-        if !self.is_done {
-            self.session.fail(TAKER_LEFT.to_owned());
+            None => Ok(done.answered),
         }
     }
 }
@@ -218,7 +177,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn session(backups: &Arc<Backups>, jobs: Vec<Job>) -> (Announced, Arc<Session>) {
+    fn session(backups: &Arc<Backups>) -> (Announced, Arc<Session>) {
         let reading = Reading {
             data_directory: "/nowhere".into(),
             start_lsn: Lsn(1),
@@ -226,25 +185,24 @@ mod tests {
             compression: None,
         };
         let mut announced = backups.announce("db2", Lsn(1));
-        let plan = Plan { jobs, folders: vec!["base".into()], ..Plan::default() };
-        let session = announced.open(reading, Pace::new(None), plan);
+        let files = vec![("base/1".into(), 5), ("PG_VERSION".into(), 3)];
+        let session = announced.open(reading, Pace::new(None), Plan { files, ..Plan::default() });
         (announced, session)
     }
 
     #[test]
-    fn a_backup_is_complete_when_every_job_is_done() {
+    fn what_was_answered_is_counted_over_all_connections() {
         let backups = Backups::new(Arc::default());
-        let (announced, session) = session(&backups, vec![vec!["a".into()], vec!["b".into()]]);
+        let (announced, session) = session(&backups);
         let found = backups.find(session.number()).unwrap();
-        let (first, second) = (found.take_job().unwrap(), session.take_job().unwrap());
-        assert!(session.take_job().is_none());
-        assert_eq!(session.take_folders().len() + found.take_folders().len(), 1);
+        assert_eq!((session.file(1), found.file(2)), (Some(Path::new("PG_VERSION")), None));
         session.count_file(5);
-        first.done();
-        assert!(session.completed().is_err());
-        second.done();
-        assert_eq!(session.completed(), Ok(Sent { files: 1, bytes: 5 }));
-        assert_eq!(backups.vitals.backups.get().len(), 1);
+        found.count_file(3);
+        found.count_bytes(3, 5);
+        assert_eq!(session.completed(), Ok(Answered { files: 2, bytes: 8 }));
+        let vitals = backups.vitals.backups.get();
+        let vitals = vitals.values().next().unwrap();
+        assert_eq!((vitals.done_bytes, vitals.equal_bytes), (8, 5));
         drop(announced);
         assert!(backups.find(session.number()).is_none());
         assert!(backups.vitals.backups.get().is_empty());
@@ -252,13 +210,12 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_was_dropped_fails_the_backup() {
+    fn the_first_failure_is_the_reason() {
         let backups = Backups::new(Arc::default());
-        let (_announced, session) = session(&backups, vec![vec!["a".into()]]);
-        session.take_folders();
-        drop(session.take_job());
+        let (_announced, session) = session(&backups);
+        session.fail("the disk".to_owned());
         session.fail("something that followed from it".to_owned());
-        assert_eq!(session.completed().unwrap_err(), "a connection that carried files ended early");
+        assert_eq!(session.completed().unwrap_err(), "the disk");
         assert!(session.ended.is_cancelled());
     }
 }

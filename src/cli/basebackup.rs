@@ -18,7 +18,7 @@ use crate::pg::Conninfo;
 use crate::pg::sql::SqlError;
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
-use crate::restore::target::require_free;
+use crate::restore::target::{Kind, require_free};
 use crate::restore::{Options, Phase, Progress, Report};
 use crate::store::COMPRESSION_LEVEL;
 use crate::tls::for_postgres;
@@ -30,7 +30,8 @@ use crate::vitals::Cell;
 /// comes from the PostgreSQL on this host, which needs no sidecar: the one that --pgdata or the configuration names.
 ///
 /// Files are copied over several connections, every page is checked, and a manifest is written that pg_verifybackup
-/// reads. A copy that failed or was cancelled cannot start; the same command, run again, clears it away first.
+/// reads. A copy that failed or was cancelled cannot start; the same command, run again, goes on with what is there: only
+/// blocks of files that differ are sent.
 ///
 /// The letters are pg_basebackup's, where both can do the same.
 #[derive(clap::Args, Clone, Debug)]
@@ -133,7 +134,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
 
 /// Finds out before root makes anything what would be refused once the owner of the folder goes on.
 fn look(source: &Source, target: &Path) -> anyhow::Result<()> {
-    require_free(target, None)?;
+    require_free(target, Kind::Copy, None)?;
     match source {
         Source::Remote(remote) => runtime()?.block_on(remote_copy::look(remote)),
         // It may not let root in.
@@ -149,6 +150,7 @@ fn options(args: &Args) -> anyhow::Result<Options> {
     let is_remote = args.from.is_some() || args.bundle.is_some();
     Ok(Options {
         target,
+        kind: Kind::Copy,
         label: args.label.clone(),
         fast_checkpoint: args.checkpoint == Checkpoint::Fast,
         max_rate_bytes_per_second: args.max_rate.map(|size| size.0),
@@ -245,7 +247,7 @@ async fn copy(source: Source, options: Options, shows: bool) -> anyhow::Result<R
             // Its last files are being given their names: it is complete in a moment.
             Ok(_) if cell.get().phase >= Phase::Finishing => copying.await,
             Ok(signal) => Err(anyhow::anyhow!("cancelled by {signal}"))
-                .hint("What is there cannot start. The same command, run again, clears it away and starts over."),
+                .hint("What is there cannot start. The same command, run again, goes on with what is there."),
             Err(error) => Err(error),
         },
     };

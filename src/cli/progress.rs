@@ -105,6 +105,9 @@ fn line(now: &Progress, in_phase: Duration) -> String {
         BinaryBytes(now.total_bytes),
         now.done_bytes as f64 * 100.0 / now.total_bytes.max(1) as f64,
     );
+    if now.equal_bytes > 0 {
+        text.push_str(&format!(", {} of them here already", BinaryBytes(now.equal_bytes)));
+    }
     // Before anything came nobody knows how fast it comes.
     if left > 0 && rate >= 1.0 {
         let eta = Duration::from_secs_f64((left as f64 / rate).min(1e9));
@@ -115,13 +118,17 @@ fn line(now: &Progress, in_phase: Duration) -> String {
 
 fn summary(now: &Progress, elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64().max(0.001);
+    let equal = match now.equal_bytes {
+        0 => String::new(),
+        bytes => format!(", {} of them here already", BinaryBytes(bytes)),
+    };
     // Within one host nothing is compressed.
     let wire = match now.wire_bytes < now.done_bytes {
         true => format!(", {} over the wire", BinaryBytes(now.wire_bytes)),
         false => String::new(),
     };
     format!(
-        "{} in {} files in {:.1} s ({}/s){wire}",
+        "{} in {} files in {:.1} s ({}/s){equal}{wire}",
         BinaryBytes(now.done_bytes),
         now.files,
         seconds,
@@ -147,7 +154,11 @@ mod tests {
         insta::assert_snapshot!(line(&now, Duration::from_secs(1)), @"copying 5.00 MiB of 20.00 MiB (25 %), 5.00 MiB/s, eta 3 seconds");
         let waiting = Progress { phase: Phase::WaitingForCheckpoint, ..Progress::default() };
         insta::assert_snapshot!(line(&waiting, Duration::from_secs(90)), @"waiting for the checkpoint, for 2 minutes now");
+        let compared = Progress { equal_bytes: 4 << 20, ..now };
+        insta::assert_snapshot!(line(&compared, Duration::from_secs(1)), @"copying 5.00 MiB of 20.00 MiB (25 %), 4.00 MiB of them here already, 5.00 MiB/s, eta 3 seconds");
         let done = Progress { wire_bytes: 1 << 20, files: 7, ..now };
         insta::assert_snapshot!(summary(&done, Duration::from_secs(2)), @"5.00 MiB in 7 files in 2.0 s (2.50 MiB/s), 1.00 MiB over the wire");
+        let done = Progress { equal_bytes: 4 << 20, ..done };
+        insta::assert_snapshot!(summary(&done, Duration::from_secs(2)), @"5.00 MiB in 7 files in 2.0 s (2.50 MiB/s), 4.00 MiB of them here already, 1.00 MiB over the wire");
     }
 }

@@ -25,8 +25,8 @@ const SYSTEM_STORE: &str = "/var/lib/walship";
 /// Make this host a standby and follow the primary
 ///
 /// With --join and an empty data directory it takes a base backup over several connections, makes it a standby, starts
-/// PostgreSQL and follows. Run again, it goes on where it was; an interrupted copy starts over. It stays in the
-/// foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
+/// PostgreSQL and follows. Run again, it goes on where it was, also within the copy: what is there already is not sent
+/// again. It stays in the foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "it was told to end"),

@@ -23,7 +23,7 @@ use crate::pg::sql::ServerVersion;
 use crate::pg::{SegmentSize, TimelineId};
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
-use crate::restore::target::{self, Standing};
+use crate::restore::target::{self, Kind, Standing};
 use crate::restore::{self, Options, Progress, Report, WalSink, WalSource};
 use crate::store::{Identity, NewStore, RawStep, Store, Visibility};
 use crate::tls::Credentials;
@@ -63,7 +63,7 @@ pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStor
         if store.is_some() && Standing::at(&data_directory)?.is_complete_and_of(expected) {
             return anyhow::Ok(None);
         }
-        target::require_free(&data_directory, expected)?;
+        target::require_free(&data_directory, Kind::Copy, expected)?;
         Ok(Some(store))
     });
     let Some(store) = looked.await.context("look at what is here")?? else { return Ok(None) };
@@ -153,6 +153,7 @@ fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
 pub async fn copy(node: &Arc<Node>, join: &Join) -> anyhow::Result<Report> {
     let options = Options {
         target: node.config.postgres.data_directory.clone(),
+        kind: Kind::Copy,
         label: format!("walship standby {}", node.config.name),
         fast_checkpoint: true,
         max_rate_bytes_per_second: join.max_rate_bytes_per_second,

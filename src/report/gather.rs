@@ -158,6 +158,7 @@ fn backups(vitals: &Vitals) -> Vec<Backup> {
         phase: backup.phase.to_owned(),
         start_lsn: backup.start_lsn,
         done_bytes: backup.done_bytes,
+        equal_bytes: backup.equal_bytes,
         total_bytes: backup.total_bytes,
     };
     vitals.backups.get().into_values().map(of).collect()

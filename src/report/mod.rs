@@ -246,6 +246,8 @@ pub struct Backup {
     pub start_lsn: Lsn,
     /// Bytes read so far.
     pub done_bytes: u64,
+    /// Those of them that were not sent: the client had them already.
+    pub equal_bytes: u64,
     /// Bytes to read.
     pub total_bytes: u64,
 }

@@ -169,7 +169,9 @@ fn backups(page: &mut Page, status: &Status) {
         status.backups.iter().enumerate().map(of)
     };
     let (done, total) = (backups(|backup| backup.done_bytes), backups(|backup| backup.total_bytes));
+    let equal = backups(|backup| backup.equal_bytes);
     page.gauge("walship_backup_done_bytes", "Bytes that a running base backup has read.", done);
+    page.gauge("walship_backup_equal_bytes", "Those of them that its client had already.", equal);
     page.gauge("walship_backup_total_bytes", "Bytes that a running base backup has to read.", total);
 }
 

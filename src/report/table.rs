@@ -139,7 +139,11 @@ fn facts(status: &Status) -> Grid {
     }
     for backup in &status.backups {
         let (done, total) = (units::size(backup.done_bytes), units::size(backup.total_bytes));
-        fact("backup", format!("{}: {}, {done} of {total}", backup.client, backup.phase));
+        let equal = match backup.equal_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of them there already", units::size(bytes)),
+        };
+        fact("backup", format!("{}: {}, {done} of {total}{equal}", backup.client, backup.phase));
     }
     if let Some(certificate) = status.certificate {
         fact("certificate", format!("until {}", certificate.expires.rfc3339()));

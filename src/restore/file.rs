@@ -1,46 +1,26 @@
-//! Writes files as they arrive on one connection: checked, private, durable.
+//! Writes files as they arrive on one connection: into what is here, checked, private, durable.
 //!
-//! What the peer sends is not trusted: a path has to lie where this copy is made, a file may come only once, and its
-//! size and SHA-256 have to be what was announced. Blocks: one [`FileWriter`] belongs to one blocking thread.
+//! What the peer sends is not trusted: a file has to have been asked for, its parts have to follow each other, and its
+//! size and SHA-256 have to be what was announced. What is left out has to be here. Blocks: one [`FileWriter`] belongs to
+//! one blocking thread.
 
-use std::ffi::OsStr;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 use zstd::bulk::Decompressor;
 
-use super::tablespace::Placement;
-use super::target::{MARKER_FILE, PENDING_CONTROL_FILE};
+use super::asked::{Asked, Here};
+use super::site::Site;
+use super::target::remove_tree;
 use crate::durable::{self, FileError};
 use crate::link::Message;
-use crate::link::message::{Digest, EntryKind, FileBegin, FileChunk, FileEnd};
-use crate::pg::control::CONTROL_FILE;
-use crate::pg::label::{BACKUP_LABEL_FILE, TABLESPACE_MAP_FILE};
-use crate::pg::manifest::{Checksum, MANIFEST_FILE, ManifestFile};
-
-/// Files that are written here and never taken from the peer among others.
-const RESERVED: [&str; 7] = [
-    CONTROL_FILE,
-    PENDING_CONTROL_FILE,
-    BACKUP_LABEL_FILE,
-    TABLESPACE_MAP_FILE,
-    MANIFEST_FILE,
-    MARKER_FILE,
-    "postmaster.pid",
-];
-
-/// Where the files of a copy go.
-#[derive(Clone, Debug)]
-pub struct Layout {
-    /// The data directory.
-    pub target: PathBuf,
-    /// The tablespaces elsewhere.
-    pub placements: Vec<Placement>,
-}
+use crate::link::message::{BLOCK_BYTES, Digest, FileBegin, FileChunk, FileEnd, FileGone};
+use crate::pg::manifest::{Checksum, ManifestFile};
 
 /// A file that could not be taken.
 #[derive(Debug, thiserror::Error)]
@@ -102,43 +82,23 @@ impl Written {
     }
 }
 
-impl Layout {
-    /// Where a path of the copy is on this host; refuses what would leave the places of the copy, or what the peer
-    /// has no business to send.
-    fn place(&self, path: &Path, kind: EntryKind) -> Result<PathBuf, &'static str> {
-        let is_inside = path.components().all(|part| matches!(part, Component::Normal(_)));
-        if !is_inside || path.as_os_str().is_empty() {
-            return Err("leaves the data directory");
-        }
-        let is_reserved = RESERVED.iter().any(|reserved| path == Path::new(reserved));
-        if is_reserved || kind == EntryKind::File && path.starts_with("pg_wal") {
-            return Err("is the taker's own to write");
-        }
-        let parts: Vec<&OsStr> = path.iter().collect();
-        let placement = match parts[..] {
-            [first, oid, ..] if first == "pg_tblspc" => self.placement_of(oid),
-            _ => None,
-        };
-        let Some(placement) = placement else { return Ok(self.target.join(path)) };
-        let place: PathBuf =
-            std::iter::once(placement.path.as_os_str()).chain(parts[2..].iter().copied()).collect();
-        if place.starts_with(&placement.folder) {
-            Ok(place)
-        } else {
-            Err("is not the cluster's in its tablespace")
-        }
-    }
-
-    fn placement_of(&self, oid: &OsStr) -> Option<&Placement> {
-        let oid: u32 = oid.to_str()?.parse().ok()?;
-        self.placements.iter().find(|placement| placement.oid == oid)
-    }
+/// How many bytes of files a message stood for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Took {
+    /// Written.
+    pub written_bytes: u64,
+    /// Left as they were.
+    pub equal_bytes: u64,
+    /// A file was complete, or gone.
+    pub ends_file: bool,
 }
 
 /// Takes the messages of one connection.
-pub struct FileWriter {
-    layout: Layout,
+pub(super) struct FileWriter {
+    site: Arc<Site>,
+    asked: Arc<Asked>,
     decompressor: Decompressor<'static>,
+    buffer: Vec<u8>,
     open: Option<OpenFile>,
     written: Written,
 }
@@ -146,24 +106,33 @@ pub struct FileWriter {
 /// A file of which more is to come.
 struct OpenFile {
     begin: FileBegin,
+    path: PathBuf,
     place: PathBuf,
     file: File,
+    /// It is compared, so that parts may be left out.
+    compares: bool,
+    /// All below this is as it is at the source; what of it was written.
     offset: u64,
+    written_bytes: u64,
+    /// Of what is below `hashed_to`. What is left out is hashed only when something behind it is not, or at the end.
     sha256: Sha256,
+    hashed_to: u64,
 }
 
 impl FileWriter {
-    /// Writes below the layout's places.
-    pub fn new(layout: Layout) -> io::Result<FileWriter> {
-        Ok(FileWriter { layout, decompressor: Decompressor::new()?, open: None, written: Written::default() })
+    /// Writes what was asked for below the site's places.
+    pub fn new(site: Arc<Site>, asked: Arc<Asked>) -> io::Result<FileWriter> {
+        let (decompressor, written) = (Decompressor::new()?, Written::default());
+        Ok(FileWriter { site, asked, decompressor, buffer: Vec::new(), open: None, written })
     }
 
-    /// Takes the next message; returns how many bytes of a file it stood for.
-    pub fn take(&mut self, message: Message) -> Result<u64, WriteError> {
+    /// Takes the next message.
+    pub fn take(&mut self, message: Message) -> Result<Took, WriteError> {
         match (message, self.open.take()) {
-            (Message::FileBegin(begin), None) => self.begin(begin).map(|()| 0),
-            (Message::FileChunk(chunk), Some(open)) => self.append(open, &chunk),
-            (Message::FileEnd(end), Some(open)) => self.end(open, &end).map(|()| 0),
+            (Message::FileBegin(begin), None) => self.begin(begin),
+            (Message::FileGone(gone), None) => self.gone(gone),
+            (Message::FileChunk(chunk), Some(open)) => self.write(open, &chunk),
+            (Message::FileEnd(end), Some(open)) => self.end(open, &end),
             (other, open) => {
                 let wanted = if open.is_some() { "FileChunk or FileEnd" } else { "FileBegin" };
                 Err(WriteError::OutOfOrder { wanted, got: other.name() })
@@ -179,24 +148,52 @@ impl FileWriter {
         }
     }
 
-    fn begin(&mut self, begin: FileBegin) -> Result<(), WriteError> {
-        let path = begin.path.as_path();
-        let place = self.layout.place(path, begin.kind);
-        let place = place.map_err(|reason| WriteError::Refused { path: begin.path.to_string(), reason })?;
-        if begin.kind == EntryKind::Folder {
-            return Ok(durable::create_folder(&place)?);
-        }
-        if let Some(parent) = place.parent() {
-            durable::create_folder(parent)?;
-        }
-        // The folder was empty and is ours alone: a name that exists came twice.
-        let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place);
-        let file = created.map_err(|e| FileError::new("create", &place, e))?;
-        self.open = Some(OpenFile { begin, place, file, offset: 0, sha256: Sha256::new() });
-        Ok(())
+    /// The path of a file that was asked for, and whether what is here of it is compared.
+    fn asked_for(&self, index: u32) -> Result<(PathBuf, bool), WriteError> {
+        let got = "a file that nobody asked for";
+        let compares = self.asked.compares(index);
+        let compares = compares.ok_or(WriteError::OutOfOrder { wanted: "what was asked for", got })?;
+        Ok((self.site.listing.files[index as usize].path.clone(), compares))
     }
 
-    fn append(&mut self, mut open: OpenFile, chunk: &FileChunk) -> Result<u64, WriteError> {
+    fn begin(&mut self, begin: FileBegin) -> Result<Took, WriteError> {
+        let (path, compares) = self.asked_for(begin.index)?;
+        let place = self.site.place(&path);
+        let opened = match compares {
+            true => OpenOptions::new().read(true).write(true).open(&place),
+            // Whatever stood in its place was removed: a name that exists came twice.
+            false => OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&place),
+        };
+        let file = opened.map_err(|e| FileError::new("create", &place, e))?;
+        if compares {
+            let private = fs::Permissions::from_mode(0o600);
+            file.set_permissions(private)
+                .map_err(|e| FileError::new("change the permissions of", &place, e))?;
+        }
+        let (sha256, offset) = (Sha256::new(), 0);
+        self.open = Some(OpenFile {
+            begin,
+            path,
+            place,
+            file,
+            compares,
+            offset,
+            written_bytes: 0,
+            sha256,
+            hashed_to: 0,
+        });
+        Ok(Took::default())
+    }
+
+    /// The source has it no more: nor has the copy.
+    fn gone(&mut self, gone: FileGone) -> Result<Took, WriteError> {
+        let (path, _) = self.asked_for(gone.index)?;
+        remove_tree(&self.site.place(&path))?;
+        self.asked.answered(gone.index);
+        Ok(Took { ends_file: true, ..Took::default() })
+    }
+
+    fn write(&mut self, mut open: OpenFile, chunk: &FileChunk) -> Result<Took, WriteError> {
         let decompressed;
         let bytes = if chunk.compressed {
             decompressed = self
@@ -207,8 +204,9 @@ impl FileWriter {
         } else {
             &chunk.data[..]
         };
-        let end = open.offset + bytes.len() as u64;
-        if chunk.offset != open.offset || end > open.begin.size {
+        let end = chunk.offset.saturating_add(bytes.len() as u64);
+        let follows = if open.compares { chunk.offset >= open.offset } else { chunk.offset == open.offset };
+        if !follows || end > open.begin.size {
             return Err(open.damaged(format!(
                 "{} bytes for offset {} came where offset {} of {} was due",
                 bytes.len(),
@@ -217,37 +215,73 @@ impl FileWriter {
                 open.begin.size
             )));
         }
-        open.file.write_all(bytes).map_err(|e| FileError::new("write", &open.place, e))?;
+        let equal_bytes = chunk.offset - open.offset;
+        open.hash_up_to(chunk.offset, &mut self.buffer)?;
+        open.file.write_all_at(bytes, chunk.offset).map_err(|e| FileError::new("write", &open.place, e))?;
         open.sha256.update(bytes);
-        open.offset = end;
+        (open.offset, open.hashed_to) = (end, end);
+        open.written_bytes += bytes.len() as u64;
         self.open = Some(open);
-        Ok(bytes.len() as u64)
+        Ok(Took { written_bytes: bytes.len() as u64, equal_bytes, ends_file: false })
     }
 
-    fn end(&mut self, mut open: OpenFile, end: &FileEnd) -> Result<(), WriteError> {
-        let sha256 = Digest(std::mem::take(&mut open.sha256).finalize().into());
-        if (open.offset, open.begin.size) != (end.size, end.size) {
-            let (announced, sent) = (open.begin.size, end.size);
-            let reason = format!("{} bytes came, {announced} were announced and {sent} sent", open.offset);
-            return Err(open.damaged(reason));
+    fn end(&mut self, mut open: OpenFile, end: &FileEnd) -> Result<Took, WriteError> {
+        let size = open.begin.size;
+        let equal_bytes = size - open.offset;
+        let here = self.asked.answered(open.begin.index);
+        if end.size != size || equal_bytes > 0 && !open.compares {
+            let (came, sent) = (open.offset, end.size);
+            return Err(open.damaged(format!("{came} bytes came, {size} were announced and {sent} sent")));
         }
+        let sha256 = match here {
+            // Nothing of it was touched: it was hashed as it was compared.
+            Some(Here { bytes, sha256: Some(sha256) }) if open.written_bytes == 0 && bytes == size => sha256,
+            _ => {
+                open.hash_up_to(size, &mut self.buffer)?;
+                Digest(std::mem::take(&mut open.sha256).finalize().into())
+            }
+        };
         if sha256 != end.sha256 {
             return Err(open.damaged(format!("its SHA-256 is {sha256}, and {} was sent", end.sha256)));
         }
+        if open.compares {
+            // What was here may have been longer.
+            open.file.set_len(size).map_err(|e| FileError::new("truncate", &open.place, e))?;
+        }
         durable::sync_data(&open.file, &open.place)?;
-        let path = open.begin.path.as_path();
         if end.bad_pages > 0 {
-            let bad = BadPages { path: path.to_owned(), count: end.bad_pages, first: end.first_bad_page };
+            let bad = BadPages { path: open.path.clone(), count: end.bad_pages, first: end.first_bad_page };
             self.written.bad_pages.push(bad);
         }
-        self.written.files.push(manifest_file(path, end.size, end.modified_unix_seconds, sha256));
-        Ok(())
+        self.written.files.push(manifest_file(&open.path, size, end.modified_unix_seconds, sha256));
+        Ok(Took { written_bytes: 0, equal_bytes, ends_file: true })
     }
 }
 
 impl OpenFile {
+    /// Hashes what was left out before `end`, which has to be here.
+    fn hash_up_to(&mut self, end: u64, buffer: &mut Vec<u8>) -> Result<(), WriteError> {
+        buffer.resize(BLOCK_BYTES, 0);
+        while self.hashed_to < end {
+            let wanted = (end - self.hashed_to).min(BLOCK_BYTES as u64) as usize;
+            let read = self.file.read_exact_at(&mut buffer[..wanted], self.hashed_to);
+            match read {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(
+                        self.damaged(format!("what is at {} was left out and is not here", self.hashed_to))
+                    );
+                }
+                Err(e) => return Err(FileError::new("read", &self.place, e).into()),
+            }
+            self.sha256.update(&buffer[..wanted]);
+            self.hashed_to += wanted as u64;
+        }
+        Ok(())
+    }
+
     fn damaged(&self, reason: String) -> WriteError {
-        WriteError::Damaged { path: self.begin.path.to_string(), reason }
+        WriteError::Damaged { path: self.path.display().to_string(), reason }
     }
 }
 
@@ -260,20 +294,66 @@ pub fn manifest_file(path: &Path, size: u64, modified_unix_seconds: i64, sha256:
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::Layout;
+    use super::super::listing::{ListedFile, Listing};
+    use super::super::tablespace::Placement;
     use super::*;
-    use crate::link::message::WirePath;
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
-    fn layout(root: &Path) -> Layout {
-        let path = root.join("space");
-        let placement = Placement { oid: 16500, folder: path.join("PG_15_42"), path };
-        Layout { target: root.join("data"), placements: vec![placement] }
+    /// What a taker has before, and what it asked for: every file that is listed.
+    struct Taker {
+        root: tempfile::TempDir,
+        names: Vec<&'static str>,
+        asked: Arc<Asked>,
     }
 
-    fn begin(path: &str, kind: EntryKind, size: u64) -> Message {
-        let path = WirePath::new(path).unwrap();
-        Message::FileBegin(FileBegin { path, kind, size, mode: 0o777, modified_unix_seconds: 5 })
+    impl Taker {
+        fn new(names: &[&'static str]) -> Taker {
+            let root = tempfile::tempdir().unwrap();
+            for folder in ["data/base/5", "data/pg_tblspc/16501", "space/PG_15_42/5"] {
+                fs::create_dir_all(root.path().join(folder)).unwrap();
+            }
+            let asked = Arc::new(Asked::default());
+            (0..names.len() as u32).for_each(|index| asked.begin(index, 0, false));
+            Taker { root, names: names.to_vec(), asked }
+        }
+
+        /// Asks anew for a file with what is here.
+        fn with(self, index: u32, content: &[u8]) -> Taker {
+            fs::write(self.path(self.names[index as usize]), content).unwrap();
+            self.asked.answered(index);
+            self.asked.begin(index, 0, true);
+            let here = Here { bytes: content.len() as u64, sha256: Some(Digest::of(content)) };
+            self.asked.found(index, here);
+            self
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.root.path().join("data").join(name)
+        }
+
+        fn writer(&self) -> FileWriter {
+            let path = self.root.path().join("space");
+            let placement = Placement { oid: 16500, folder: path.join("PG_15_42"), path };
+            let layout = Layout { target: self.root.path().join("data"), placements: vec![placement] };
+            let files = self.names.iter().map(|name| ListedFile { path: name.into(), bytes: 0 }).collect();
+            let site = Site::plain(layout, Listing { files, ..Listing::default() });
+            FileWriter::new(Arc::new(site), Arc::clone(&self.asked)).unwrap()
+        }
+
+        fn take(&self, messages: Vec<Message>) -> Result<(Written, Took), WriteError> {
+            let mut writer = self.writer();
+            let mut sum = Took::default();
+            for message in messages {
+                let took = writer.take(message)?;
+                sum.written_bytes += took.written_bytes;
+                sum.equal_bytes += took.equal_bytes;
+            }
+            Ok((writer.finish()?, sum))
+        }
+    }
+
+    fn begin(index: u32, size: usize) -> Message {
+        Message::FileBegin(FileBegin { index, size: size as u64 })
     }
 
     fn chunk(offset: u64, data: &[u8]) -> Message {
@@ -283,120 +363,120 @@ mod tests {
     fn end(content: &[u8]) -> Message {
         Message::FileEnd(FileEnd {
             size: content.len() as u64,
-            sha256: Digest(Sha256::digest(content).into()),
+            sha256: Digest::of(content),
             modified_unix_seconds: 6,
             bad_pages: 0,
             first_bad_page: None,
         })
     }
 
-    fn take_all(root: &Path, messages: Vec<Message>) -> Result<Written, WriteError> {
-        let mut writer = FileWriter::new(layout(root)).unwrap();
-        for message in messages {
-            writer.take(message)?;
-        }
-        writer.finish()
-    }
-
     #[test]
     fn files_are_written_where_they_belong_and_are_private() {
-        let root = tempfile::tempdir().unwrap();
+        let names = ["base/5/112", "pg_tblspc/16500/PG_15_42/5/16400", "pg_tblspc/16501/16400"];
+        let taker = Taker::new(&names);
         let content = b"a page of it";
         let compressed = zstd::bulk::compress(content, 1).unwrap();
         let compressed =
             Message::FileChunk(FileChunk { offset: 0, compressed: true, data: compressed.into() });
         let messages = vec![
-            begin("pg_notify", EntryKind::Folder, 0),
-            begin("base/5/112", EntryKind::File, content.len() as u64),
+            begin(0, content.len()),
             compressed,
             end(content),
-            begin("pg_tblspc/16500/PG_15_42/5/16400", EntryKind::File, 2),
+            begin(1, 2),
             chunk(0, b"x"),
             chunk(1, b"y"),
             end(b"xy"),
-            begin("pg_tblspc/16501/PG_15_42/5/16400", EntryKind::File, 0),
+            begin(2, 0),
             end(b""),
         ];
-        let written = take_all(root.path(), messages).unwrap();
-        assert_eq!(fs::read(root.path().join("data/base/5/112")).unwrap(), content);
-        assert_eq!(fs::read(root.path().join("space/PG_15_42/5/16400")).unwrap(), b"xy");
-        assert!(root.path().join("data/pg_tblspc/16501/PG_15_42/5/16400").is_file());
-        let mode = |path: &str| fs::metadata(root.path().join(path)).unwrap().permissions().mode() & 0o777;
-        assert_eq!(
-            (mode("data/pg_notify"), mode("data/base/5"), mode("data/base/5/112")),
-            (0o700, 0o700, 0o600)
-        );
-        let names: Vec<&[u8]> = written.files.iter().map(|file| &file.path[..]).collect();
-        let expected =
-            [&b"base/5/112"[..], b"pg_tblspc/16500/PG_15_42/5/16400", b"pg_tblspc/16501/PG_15_42/5/16400"];
-        assert_eq!(names, expected);
+        let (written, took) = taker.take(messages).unwrap();
+        assert_eq!((took.written_bytes, took.equal_bytes), (content.len() as u64 + 2, 0));
+        assert_eq!(fs::read(taker.path("base/5/112")).unwrap(), content);
+        assert_eq!(fs::read(taker.root.path().join("space/PG_15_42/5/16400")).unwrap(), b"xy");
+        assert!(taker.path("pg_tblspc/16501/16400").is_file());
+        let mode = fs::metadata(taker.path("base/5/112")).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        let paths: Vec<&[u8]> = written.files.iter().map(|file| &file.path[..]).collect();
+        assert_eq!(paths, names.map(str::as_bytes));
         assert_eq!(written.files[0].modified_unix_seconds, 6);
     }
 
-    /// `WirePath` refuses most of these as they are decoded; the layout does not rely on it.
     #[test]
-    fn hostile_paths_are_refused() {
-        let layout = layout(Path::new("/srv"));
-        let hostile = [
-            "",
-            "/etc/passwd",
-            "../outside",
-            "base/../../outside",
-            "./base",
-            "global/pg_control",
-            "global/pg_control.walship",
-            "backup_label",
-            "tablespace_map",
-            "backup_manifest",
-            "walship.incomplete",
-            "postmaster.pid",
-            "pg_wal/000000010000000000000001",
-            "pg_tblspc/16500",
-            "pg_tblspc/16500/PG_14_41/5/1",
-            "pg_tblspc/016500/etc/passwd",
-        ];
-        for path in hostile {
-            assert!(layout.place(Path::new(path), EntryKind::File).is_err(), "{path}");
-        }
-        assert!(layout.place(Path::new("pg_wal/archive_status"), EntryKind::Folder).is_ok());
+    fn what_is_equal_stays_and_what_differs_is_written_into_it() {
+        let here = b"abcdefghij";
+        let over = |messages: Vec<Message>| {
+            let taker = Taker::new(&["base/5/112"]).with(0, here);
+            fs::set_permissions(taker.path("base/5/112"), fs::Permissions::from_mode(0o644)).unwrap();
+            let (written, took) = taker.take(messages).unwrap();
+            let mode = fs::metadata(taker.path("base/5/112")).unwrap().permissions().mode() & 0o777;
+            assert_eq!((written.files.len(), mode), (1, 0o600));
+            (fs::read(taker.path("base/5/112")).unwrap(), took.written_bytes, took.equal_bytes)
+        };
+        assert_eq!(over(vec![begin(0, 10), end(here)]), (here.to_vec(), 0, 10));
+        assert_eq!(over(vec![begin(0, 4), end(b"abcd")]), (b"abcd".to_vec(), 0, 4));
+        let changed = b"abCDefghIJKL";
+        let messages = vec![begin(0, 12), chunk(2, b"CD"), chunk(8, b"IJKL"), end(changed)];
+        assert_eq!(over(messages), (changed.to_vec(), 6, 6));
+        assert_eq!(over(vec![begin(0, 1), chunk(0, b"X"), end(b"X")]), (b"X".to_vec(), 1, 0));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_at_the_source_goes() {
+        let taker = Taker::new(&["base/5/112", "base/5/113"]).with(0, b"x");
+        let gone = |index| Message::FileGone(FileGone { index });
+        let (written, _) = taker.take(vec![gone(0), gone(1)]).unwrap();
+        assert!(written.files.is_empty() && !taker.path("base/5/112").exists());
     }
 
     #[test]
     fn what_does_not_fit_its_announcement_is_refused() {
-        let damaged = |messages: Vec<Message>| {
-            let root = tempfile::tempdir().unwrap();
-            match take_all(root.path(), messages).err().unwrap() {
-                WriteError::Damaged { path, .. } => assert_eq!(path, "base/1"),
-                other => panic!("{other}"),
-            }
+        let damaged = |taker: Taker, messages: Vec<Message>| match taker.take(messages).err().unwrap() {
+            WriteError::Damaged { path, .. } => assert_eq!(path, "base/5/1"),
+            other => panic!("{other}"),
         };
-        let begin = |size| begin("base/1", EntryKind::File, size);
-        damaged(vec![begin(2), chunk(0, b"x"), end(b"x")]);
-        damaged(vec![begin(1), chunk(0, b"xx")]);
-        damaged(vec![begin(2), chunk(1, b"x")]);
-        damaged(vec![begin(1), chunk(0, b"x"), end(b"y")]);
+        let new = || Taker::new(&["base/5/1"]);
+        damaged(new(), vec![begin(0, 2), chunk(0, b"x"), end(b"x")]);
+        damaged(new(), vec![begin(0, 1), chunk(0, b"xx")]);
+        damaged(new(), vec![begin(0, 2), chunk(1, b"x")]);
+        damaged(new(), vec![begin(0, 1), chunk(0, b"x"), end(b"y")]);
+        damaged(new(), vec![begin(0, 2), chunk(u64::MAX, b"xx")]);
         let garbage = Message::FileChunk(FileChunk { offset: 0, compressed: true, data: vec![1; 9].into() });
-        damaged(vec![begin(9), garbage]);
+        damaged(new(), vec![begin(0, 9), garbage]);
         let bomb = zstd::bulk::compress(&vec![0; FileChunk::RAW_LIMIT_BYTES + 1], 1).unwrap();
         let bomb = Message::FileChunk(FileChunk { offset: 0, compressed: true, data: bomb.into() });
-        damaged(vec![begin(1 << 40), bomb]);
+        damaged(new(), vec![begin(0, 1 << 40), bomb]);
     }
 
     #[test]
-    fn messages_out_of_order_and_files_that_come_twice_are_refused() {
-        let root = tempfile::tempdir().unwrap();
-        let file = || begin("base/1", EntryKind::File, 0);
+    fn what_is_left_out_has_to_be_here_and_right() {
+        let damaged = |here: &[u8], messages: Vec<Message>| {
+            let taker = Taker::new(&["base/5/1"]).with(0, here);
+            let error = taker.take(messages).err().unwrap();
+            assert!(matches!(error, WriteError::Damaged { .. }), "{error}");
+        };
+        damaged(b"abc", vec![begin(0, 3), end(b"abd")]);
+        damaged(b"abc", vec![begin(0, 4), end(b"abcd")]);
+        damaged(b"abc", vec![begin(0, 6), chunk(5, b"f"), end(b"abcdef")]);
+        damaged(b"abc", vec![begin(0, 3), chunk(2, b"c"), end(b"xbc")]);
+        damaged(b"abc", vec![begin(0, 3), chunk(2, b"c"), chunk(0, b"a")]);
+        let taker = Taker::new(&["base/5/1"]);
+        let error = taker.take(vec![begin(0, 3), end(b"abc")]).err().unwrap();
+        assert!(matches!(error, WriteError::Damaged { .. }), "nothing is here: {error}");
+    }
+
+    #[test]
+    fn messages_out_of_order_and_files_that_nobody_wants_are_refused() {
         let out_of_order = |messages: Vec<Message>| {
-            let root = tempfile::tempdir().unwrap();
-            let error = take_all(root.path(), messages).err().unwrap();
+            let error = Taker::new(&["base/5/1"]).take(messages).err().unwrap();
             assert!(matches!(error, WriteError::OutOfOrder { .. }), "{error}");
         };
         out_of_order(vec![chunk(0, b"x")]);
         out_of_order(vec![end(b"")]);
-        out_of_order(vec![file(), file()]);
-        out_of_order(vec![file()]);
+        out_of_order(vec![begin(0, 0), begin(0, 0)]);
+        out_of_order(vec![begin(0, 0)]);
         out_of_order(vec![Message::BackupStop]);
-        let twice = take_all(root.path(), vec![file(), end(b""), file()]).err().unwrap();
-        assert!(twice.to_string().starts_with("create "), "{twice}");
+        out_of_order(vec![begin(1, 0)]);
+        out_of_order(vec![begin(0, 0), end(b""), begin(0, 0)]);
+        out_of_order(vec![Message::FileGone(FileGone { index: 1 })]);
     }
 }

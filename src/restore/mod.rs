@@ -1,14 +1,23 @@
-//! Link → PGDATA: parallel write, verify, fsync, standby settings.
+//! Link → PGDATA: compare, parallel write, verify, fsync, standby settings.
 //!
 //! [`take_backup`] is the taker's side of a base backup: one control connection, several that carry files, and the
-//! WAL beside them. Everything that arrives is verified before it is believed, and nothing half-made can start:
+//! WAL beside them. Only what is not there already is sent, whatever the origin of what is there: an attempt that was cut
+//! off, or a standby whose log is gone or whose files were damaged. Everything is verified before it is believed, and
+//! nothing half-made can start: what stands there is disarmed before its first byte changes ([`site`]), and
 //! `global/pg_control` gets its name as the very last act ([`finish`]).
 //!
-//! Files are written on blocking threads.
+//! Files are read and written on blocking threads.
 
+mod ask;
+mod asked;
 pub mod file;
 pub mod finish;
+mod layout;
+mod listing;
+mod own;
 pub mod progress;
+mod prune;
+mod site;
 mod source;
 pub mod standby;
 mod stream;
@@ -23,7 +32,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinSet, spawn_blocking};
-use tracing::info;
+use tokio_util::sync::CancellationToken;
 
 use crate::fault::{Fault, WithFault};
 use crate::link::Conn;
@@ -33,14 +42,17 @@ use crate::pg::label::{BackupLabel, Tablespace};
 use crate::pg::manifest::WalRange;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::vitals::Cell;
-use file::{BadPages, Layout, Written};
+use ask::Work;
+use file::{BadPages, Written};
 use finish::Ending;
+use listing::Listing;
 pub use progress::{Phase, Progress};
+use site::{Site, Wanted};
 use source::Source;
 use standby::StandbySettings;
-use stream::receive_files;
+use stream::{Shared, receive_files};
 use tablespace::Mapping;
-use target::{Marker, Standing};
+use target::{Kind, StandbyPlace};
 use wal_stream::{Needed, WalStream};
 pub use wal_stream::{WalFuture, WalSink, WalSource};
 
@@ -52,6 +64,8 @@ const FIRST_MAJOR_WITH_SYSTEM_IN_MANIFEST: u32 = 17;
 pub struct Options {
     /// The data directory to make; absolute.
     pub target: PathBuf,
+    /// What may stand there.
+    pub kind: Kind,
     /// The label of the backup.
     pub label: String,
     /// Do not let the source spread its checkpoint.
@@ -87,12 +101,15 @@ pub struct Report {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Those of them that were here already.
+    pub equal_bytes: u64,
     /// Files whose pages had wrong checksums at the source already.
     pub bad_pages: Vec<BadPages>,
 }
 
-/// Takes a base backup into an empty place. `connect` makes connections to the source, as many as it is asked for;
-/// `wal` brings the WAL that the copy needs, or the copy is made without.
+/// Takes a base backup, and sends for what of it is not there already. `connect` makes connections to the source, as many
+/// as it is asked for; `wal` brings the WAL that the copy needs, or the copy is made without. After an error nothing is
+/// written any more.
 pub async fn take_backup<S, C, F>(
     options: Options,
     connect: C,
@@ -104,8 +121,13 @@ where
     C: Fn(Purpose) -> F,
     F: Future<Output = anyhow::Result<Conn<S>>>,
 {
-    let target = options.target.clone();
-    let standing = spawn_blocking(move || target::require_free(&target, None)).await??;
+    let (target, kind) = (options.target.clone(), options.kind);
+    let looked = spawn_blocking(move || {
+        target::settle(&target)?;
+        target::require_free(&target, kind, None)
+    });
+    looked.await??;
+    progress.update(|progress| *progress = Progress::default());
     let start = BackupStart {
         label: options.label.clone(),
         fast_checkpoint: options.fast_checkpoint,
@@ -114,18 +136,15 @@ where
     };
     let mut source = Source::new(connect(Purpose::Backup).await?, Arc::clone(&progress));
     let started = source.begin(start).await?;
-    progress.update(|progress| {
-        (progress.total_bytes, progress.total_files) = (started.total_bytes, started.files);
-        progress.phase = Phase::Copying;
-    });
-    let copy = Copy::prepare(&options, started, standing).await?;
+    let listing = source.listing(&started).await?;
+    let copy = source.meanwhile(Copy::prepare(&options, started, listing)).await??;
     let result = copy.take(&options, connect, wal, &mut source, &progress).await;
     if result.is_ok() {
         progress.update(|progress| progress.phase = Phase::Done);
     }
     match result {
         Err(error) if Fault::hint_of(&error).is_none() => Err(error)
-            .hint("What is there cannot start. The same command, run again, clears it away and starts over."),
+            .hint("What is there cannot start. The same command, run again, goes on with what is there."),
         result => result,
     }
 }
@@ -134,22 +153,27 @@ where
 struct Copy {
     started: BackupStarted,
     segment_size: SegmentSize,
-    layout: Layout,
+    site: Arc<Site>,
 }
 
 impl Copy {
-    /// Makes the target, with the marker that says that it is not complete; refuses places that are taken.
-    async fn prepare(options: &Options, started: BackupStarted, standing: Standing) -> anyhow::Result<Copy> {
+    /// Makes the target ready, with the marker that says that it is not complete; refuses places that are taken.
+    async fn prepare(options: &Options, started: BackupStarted, listing: Listing) -> anyhow::Result<Copy> {
         let segment_size = SegmentSize::new(started.segment_size)?;
         let spaces = started.tablespaces.iter();
-        let spaces: Vec<Tablespace> =
-            spaces.map(|space| Tablespace { oid: space.oid, path: PathBuf::from(&space.path) }).collect();
-        let folder_name = format!("PG_{}_{}", started.postgres_major, started.catalog_version);
-        let placements = tablespace::place(&spaces, &options.tablespaces, &folder_name)?;
-        let layout = Layout { target: options.target.clone(), placements };
-        let (places, system_identifier) = (layout.clone(), started.system_identifier);
-        spawn_blocking(move || make_places(&places, &standing, system_identifier)).await??;
-        Ok(Copy { started, segment_size, layout })
+        let spaces = spaces.map(|space| Tablespace { oid: space.oid, path: PathBuf::from(&space.path) });
+        let wanted = Wanted {
+            target: options.target.clone(),
+            kind: options.kind,
+            system_identifier: started.system_identifier,
+            tablespaces: spaces.collect(),
+            mappings: options.tablespaces.clone(),
+            folder_name: format!("PG_{}_{}", started.postgres_major, started.catalog_version),
+            standby: options.standby.as_ref().and_then(StandbyPlace::of),
+            listing,
+        };
+        let site = Arc::new(spawn_blocking(move || Site::prepare(wanted)).await??);
+        Ok(Copy { started, segment_size, site })
     }
 
     async fn take<S, C, F>(
@@ -165,12 +189,33 @@ impl Copy {
         C: Fn(Purpose) -> F,
         F: Future<Output = anyhow::Result<Conn<S>>>,
     {
-        let mut wal =
-            wal.map(|wal| WalStream::begin(wal, self.needed(), &options.target, Arc::clone(progress)));
-        let files = self.receive_all(options.connections, connect, progress);
-        let written = match source.meanwhile(beside(&mut wal, files)).await? {
-            Ok(written) => written,
-            Err(error) => return Err(source.reason_behind(error).await),
+        let wanted = self.site.wanted();
+        progress.update(|progress| {
+            let sizes = wanted.iter().map(|index| self.site.listing.files[*index as usize].bytes);
+            (progress.total_bytes, progress.total_files) = (sizes.sum(), wanted.len() as u64);
+            progress.phase = Phase::Copying;
+        });
+        let mut wal = wal.map(|wal| WalStream::begin(wal, self.needed(), &self.site, Arc::clone(progress)));
+        let stop = CancellationToken::new();
+        let shared = Shared {
+            site: Arc::clone(&self.site),
+            work: Arc::new(Work::new(wanted)),
+            progress: Arc::clone(progress),
+            stop: stop.clone(),
+        };
+        let mut files = std::pin::pin!(self.receive_all(options.connections, connect, shared));
+        let written = match source.meanwhile(beside(&mut wal, &mut files)).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(error)) => {
+                stop.cancel();
+                return Err(source.reason_behind(error).await);
+            }
+            Err(error) => {
+                // Whatever has arrived is written, so that it need not come again; and then nothing is written any more.
+                stop.cancel();
+                drop(files.await);
+                return Err(error);
+            }
         };
         let (stopped, control_file) = beside(&mut wal, source.end()).await?;
         self.check(&stopped, &control_file, &written)?;
@@ -181,9 +226,9 @@ impl Copy {
         // From here on the source may let go of the WAL.
         source.close().await?;
         progress.update(|progress| progress.phase = Phase::Finishing);
-        let report = self.report(&stopped, written.bad_pages);
+        let report = self.report(&stopped, progress.get().equal_bytes, written.bad_pages);
         let ending = Ending {
-            layout: self.layout.clone(),
+            site: Arc::clone(&self.site),
             files: written.files,
             wal_range: WalRange {
                 timeline: stopped.timeline,
@@ -207,12 +252,13 @@ impl Copy {
         Needed { timeline, start_lsn, segment_size: self.segment_size, system_identifier }
     }
 
-    /// Takes all files, over several connections at once.
+    /// Takes all files, over several connections at once. When one fails the others end too, each with what has arrived
+    /// on it; nothing is written any more when this returns.
     async fn receive_all<S, C, F>(
         &self,
         connections: usize,
         connect: C,
-        progress: &Arc<Cell<Progress>>,
+        shared: Shared,
     ) -> anyhow::Result<Written>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
@@ -221,15 +267,32 @@ impl Copy {
     {
         // Dropped early, the set aborts its tasks.
         let mut tasks = JoinSet::new();
+        let mut result = Ok(Written::default());
         for _ in 0..connections.max(1) {
-            let conn = connect(Purpose::Files { backup: self.started.backup }).await?;
-            tasks.spawn(receive_files(conn, self.layout.clone(), Arc::clone(progress)));
+            // Cancel-safe: a connection that is being made carries nothing yet.
+            let connected = tokio::select! {
+                connected = connect(Purpose::Files { backup: self.started.backup }) => connected,
+                () = shared.stop.cancelled() => break,
+            };
+            match connected {
+                Ok(conn) => drop(tasks.spawn(receive_files(conn, shared.clone()))),
+                Err(error) => {
+                    result = Err(error);
+                    shared.stop.cancel();
+                }
+            }
         }
-        let mut written = Written::default();
         while let Some(finished) = tasks.join_next().await {
-            written.add(finished.context("receive files")??);
+            match (finished.context("receive files").flatten(), &mut result) {
+                (Ok(written), Ok(all)) => all.add(written),
+                (Err(error), Ok(_)) => {
+                    result = Err(error);
+                    shared.stop.cancel();
+                }
+                (_, Err(_)) => {}
+            }
         }
-        Ok(written)
+        result
     }
 
     /// What arrived has to be what the source sent, and to belong together.
@@ -255,7 +318,7 @@ impl Copy {
         Ok(())
     }
 
-    fn report(&self, stopped: &BackupStopped, bad_pages: Vec<BadPages>) -> Report {
+    fn report(&self, stopped: &BackupStopped, equal_bytes: u64, bad_pages: Vec<BadPages>) -> Report {
         let BackupStarted { system_identifier, postgres_major, start_lsn, .. } = self.started;
         Report {
             system_identifier,
@@ -266,22 +329,10 @@ impl Copy {
             stop_lsn: stopped.stop_lsn,
             files: stopped.files,
             bytes: stopped.bytes,
+            equal_bytes,
             bad_pages,
         }
     }
-}
-
-/// Makes the folders of a copy and the marker in them. Blocks.
-fn make_places(layout: &Layout, standing: &Standing, system_identifier: u64) -> anyhow::Result<()> {
-    if let Standing::Incomplete(marker) = standing {
-        info!(target = %layout.target.display(), "clearing away a copy that was cut off");
-        target::clear_away(&layout.target, marker)?;
-    }
-    tablespace::require_empty(&layout.placements)?;
-    target::make_private(&layout.target)?;
-    let folders = layout.placements.iter().map(|placement| placement.folder.clone()).collect();
-    Marker::new(system_identifier, folders).write(&layout.target)?;
-    Ok(tablespace::create(&layout.target, &layout.placements)?)
 }
 
 /// Does `work` while WAL arrives, where any is wanted.

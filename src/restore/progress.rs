@@ -9,8 +9,10 @@ use crate::link::message;
 pub struct Progress {
     /// What is being done or waited for.
     pub phase: Phase,
-    /// Bytes of files written.
+    /// Bytes of files that are as at the source: written, or left as they were.
     pub done_bytes: u64,
+    /// Those that were here already.
+    pub equal_bytes: u64,
     /// Bytes of files to come in all, as the source found them; zero when not yet known.
     pub total_bytes: u64,
     /// Files that are complete.

@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::file::WriteError;
+use super::listing::Listing;
 use super::progress::{Phase, Progress};
 use crate::fault::Fault;
-use crate::link::message::{BackupStart, BackupStarted, BackupStopped, Digest, Heartbeat};
+use crate::link::message::{BackupStart, BackupStarted, BackupStopped, ControlFileContent, Heartbeat};
 use crate::link::{Attended, Conn, Heard, LinkError, Message};
 use crate::pg::control::{CONTROL_FILE, CONTROL_FILE_BYTES, ControlFile};
 use crate::vitals::Cell;
@@ -39,6 +39,21 @@ impl<S: AsyncRead + AsyncWrite> Source<S> {
         }
     }
 
+    /// Takes the list of what there is.
+    pub async fn listing(&mut self, started: &BackupStarted) -> anyhow::Result<Listing> {
+        let mut listing = Listing::default();
+        loop {
+            match self.told().await? {
+                Message::Listing(part) => {
+                    if listing.take(part, started)? {
+                        return Ok(listing);
+                    }
+                }
+                other => return Err(LinkError::unexpected("Listing", other).into()),
+            }
+        }
+    }
+
     /// Does something else while the source waits; an error when the source is gone or gave up.
     pub async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> anyhow::Result<T> {
         match self.during(work).await.map_err(with_its_hint)? {
@@ -60,23 +75,13 @@ impl<S: AsyncRead + AsyncWrite> Source<S> {
 
     /// Takes the control file, whose place is last and whose bytes wait in memory until then.
     async fn control_file(&mut self) -> anyhow::Result<Bytes> {
-        let damaged =
-            |reason: &str| WriteError::Damaged { path: CONTROL_FILE.to_owned(), reason: reason.to_owned() };
-        match self.conn.read().await? {
-            Message::FileBegin(begin) if begin.path.as_path() == CONTROL_FILE => {}
-            other => return Err(LinkError::unexpected("the control file", other).into()),
-        }
         let content = match self.conn.read().await? {
-            Message::FileChunk(chunk) if !chunk.compressed => chunk.data,
-            other => return Err(LinkError::unexpected("the control file's content", other).into()),
+            Message::ControlFile(ControlFileContent(content)) => content,
+            other => return Err(LinkError::unexpected("ControlFile", other).into()),
         };
-        match self.conn.read().await? {
-            Message::FileEnd(end) if end.sha256 == Digest(Sha256::digest(&content).into()) => {}
-            Message::FileEnd(_) => return Err(damaged("its SHA-256 differs").into()),
-            other => return Err(LinkError::unexpected("the control file's end", other).into()),
-        }
         if content.len() != CONTROL_FILE_BYTES {
-            return Err(damaged("its size is wrong").into());
+            let reason = "its size is wrong".to_owned();
+            return Err(WriteError::Damaged { path: CONTROL_FILE.to_owned(), reason }.into());
         }
         ControlFile::parse(&content)?;
         Ok(content)

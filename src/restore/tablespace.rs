@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use anyhow::bail;
 
+use super::target::remove_tree;
 use crate::durable::{self, FileError};
 use crate::fault::Fault;
 use crate::pg::label::Tablespace;
@@ -65,7 +66,7 @@ fn trimmed(path: &str) -> PathBuf {
 }
 
 /// Where one tablespace of the source goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Placement {
     /// Its OID.
     pub oid: u32,
@@ -75,11 +76,13 @@ pub struct Placement {
     pub folder: PathBuf,
 }
 
-/// Decides where every tablespace goes. `folder_name` is the name of the cluster's folder in each.
+/// Decides where every tablespace goes: where a mapping says, else where it is here already, else where it is at the
+/// source. `folder_name` is the name of the cluster's folder in each.
 pub fn place(
     tablespaces: &[Tablespace],
     mappings: &[Mapping],
     folder_name: &str,
+    known: &[Placement],
 ) -> anyhow::Result<Vec<Placement>> {
     for mapping in mappings {
         if !tablespaces.iter().any(|tablespace| tablespace.path == mapping.old) {
@@ -94,7 +97,9 @@ pub fn place(
     let mut placements: Vec<Placement> = Vec::new();
     for tablespace in tablespaces {
         let mapping = mappings.iter().find(|mapping| mapping.old == tablespace.path);
-        let path = mapping.map_or_else(|| tablespace.path.clone(), |mapping| mapping.new.clone());
+        let known = known.iter().find(|placement| placement.oid == tablespace.oid);
+        let path = mapping.map(|mapping| &mapping.new).or(known.map(|known| &known.path));
+        let path = path.unwrap_or(&tablespace.path).clone();
         if !path.is_absolute() {
             bail!("the source says that a tablespace is at {}, which is not absolute", path.display());
         }
@@ -109,8 +114,28 @@ pub fn place(
     Ok(placements)
 }
 
+/// The tablespaces of the data directory that is here.
+pub fn linked(data_directory: &Path, folder_name: &str) -> Result<Vec<Placement>, FileError> {
+    let links = data_directory.join("pg_tblspc");
+    let entries = match fs::read_dir(&links) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(FileError::new("read folder", &links, e)),
+    };
+    let mut placements = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| FileError::new("read folder", &links, e))?;
+        let oid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let (Some(oid), Ok(path)) = (oid, fs::read_link(entry.path())) else { continue };
+        if path.is_absolute() {
+            placements.push(Placement { oid, folder: path.join(folder_name), path });
+        }
+    }
+    Ok(placements)
+}
+
 /// Refuses a tablespace whose place here is taken, before anything is written.
-pub fn require_empty(placements: &[Placement]) -> anyhow::Result<()> {
+pub fn require_empty<'a>(placements: impl IntoIterator<Item = &'a Placement>) -> anyhow::Result<()> {
     for Placement { path, .. } in placements {
         let taken = match fs::read_dir(path) {
             Ok(mut entries) => entries.next().is_some(),
@@ -127,13 +152,17 @@ pub fn require_empty(placements: &[Placement]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the folders of the tablespaces and the links that lead to them.
+/// Makes the folders of the tablespaces and the links that lead to them, where they are not there already.
 pub fn create(data_directory: &Path, placements: &[Placement]) -> Result<(), FileError> {
     let links = data_directory.join("pg_tblspc");
     durable::create_folder(&links)?;
     for placement in placements {
         durable::create_folder(&placement.folder)?;
         let link = links.join(placement.oid.to_string());
+        if fs::read_link(&link).is_ok_and(|path| path == placement.path) {
+            continue;
+        }
+        remove_tree(&link)?;
         symlink(&placement.path, &link).map_err(|e| FileError::new("create link", &link, e))?;
     }
     durable::sync_folder(&links)
@@ -176,18 +205,22 @@ mod tests {
     #[test]
     fn tablespaces_go_where_they_are_mapped_or_stay() {
         let spaces = [space(1, "/old/one"), space(2, "/old/two")];
-        let placed = place(&spaces, &[mapping("/old/two", "/new/two")], "PG_15_42").unwrap();
+        let placed = place(&spaces, &[mapping("/old/two", "/new/two")], "PG_15_42", &[]).unwrap();
         assert_eq!(placed[0].folder, Path::new("/old/one/PG_15_42"));
         assert_eq!(placed[1].folder, Path::new("/new/two/PG_15_42"));
         let map = [space(2, "/old/two"), space(3, "/unseen")];
         assert_eq!(moved_map(&map, &placed), [space(2, "/new/two"), space(3, "/unseen")]);
+        // What is here already stays where it is, unless it is told to go elsewhere.
+        let again = place(&spaces, &[mapping("/old/one", "/new/one")], "PG_15_42", &placed).unwrap();
+        let paths: Vec<&Path> = again.iter().map(|placement| placement.path.as_path()).collect();
+        assert_eq!(paths, [Path::new("/new/one"), Path::new("/new/two")]);
     }
 
     #[test]
     fn mappings_that_make_no_sense_are_errors_of_usage() {
         let spaces = [space(1, "/one"), space(2, "/two")];
         for (old, new) in [("/three", "/x"), ("/two", "/one"), ("/two", "/one/below")] {
-            let error = place(&spaces, &[mapping(old, new)], "PG_15_42").unwrap_err();
+            let error = place(&spaces, &[mapping(old, new)], "PG_15_42", &[]).unwrap_err();
             assert_eq!(Fault::outcome_of(&error), Outcome::Usage, "{error:#}");
         }
     }
@@ -196,15 +229,24 @@ mod tests {
     fn a_place_that_is_taken_is_refused_and_a_free_one_is_linked() {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| space(7, root.path().join(name).to_str().unwrap());
-        let taken = place(&[at("taken")], &[], "PG_15_42").unwrap();
+        let taken = place(&[at("taken")], &[], "PG_15_42", &[]).unwrap();
         fs::create_dir_all(root.path().join("taken/PG_14_41")).unwrap();
         let error = require_empty(&taken).unwrap_err();
         assert_eq!(Fault::outcome_of(&error), Outcome::Refused);
         assert!(Fault::hint_of(&error).unwrap().contains("-T"), "{error:#}");
 
-        let free = place(&[at("free")], &[], "PG_15_42").unwrap();
+        let free = place(&[at("free")], &[], "PG_15_42", &[]).unwrap();
         require_empty(&free).unwrap();
-        create(&root.path().join("data"), &free).unwrap();
-        assert!(root.path().join("data/pg_tblspc/7/PG_15_42").is_dir());
+        let data = root.path().join("data");
+        for _ in 0..2 {
+            create(&data, &free).unwrap();
+            assert!(data.join("pg_tblspc/7/PG_15_42").is_dir());
+            assert_eq!(linked(&data, "PG_15_42").unwrap(), free);
+        }
+        // A link that leads elsewhere is made anew; what it led to is left alone.
+        let moved = place(&[at("moved")], &[], "PG_15_42", &[]).unwrap();
+        create(&data, &moved).unwrap();
+        assert_eq!(linked(&data, "PG_15_42").unwrap(), moved);
+        assert!(root.path().join("free/PG_15_42").is_dir());
     }
 }

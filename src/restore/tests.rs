@@ -6,7 +6,6 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 
 use super::target::{MARKER_FILE, PENDING_CONTROL_FILE};
@@ -14,7 +13,10 @@ use super::*;
 use crate::fault::Outcome;
 use crate::link::Message;
 use crate::link::frame::Frame;
-use crate::link::message::{self, Code, Digest, EntryKind, FileBegin, FileChunk, FileEnd, Reject, WirePath};
+use crate::link::message::{
+    self, BLOCK_BYTES, Code, ControlFileContent, Digest, FileBegin, FileChunk, FileEnd, Listed, Reject,
+    WantFile, WirePath,
+};
 
 const LABEL: &str = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n\
     CHECKPOINT LOCATION: 0/2000060\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n\
@@ -24,9 +26,11 @@ const LABEL: &str = "START WAL LOCATION: 0/2000028 (file 00000001000000000000000
 #[derive(Clone)]
 struct Script {
     tablespaces: Vec<message::Tablespace>,
-    /// Sent on the first file connection.
-    files: Vec<Message>,
-    /// Sent raw after them, as bytes that no honest source can make.
+    /// Beside the folders `base` and `global`.
+    files: Vec<(&'static str, Vec<u8>)>,
+    /// What it says when a file is wanted, instead of what that needs.
+    answer: Option<Vec<Message>>,
+    /// Sent raw instead of the listing, as bytes that no honest source can make.
     raw: Option<Frame>,
     /// Files and bytes that it claims to have sent.
     claims: (u64, u64),
@@ -34,41 +38,64 @@ struct Script {
     control_file: Vec<u8>,
     /// Says this instead of copying.
     reject: Option<Reject>,
+    /// Hangs up on every connection when so many files were wanted on one.
+    leaves_after: usize,
     /// WAL that is there.
     wal_bytes: usize,
+}
+
+/// A whole beginning of a backup.
+pub(super) fn started() -> BackupStarted {
+    let control = ControlFile::parse(&control_file()).unwrap();
+    BackupStarted {
+        backup: 1,
+        start_lsn: Lsn(0x2000028),
+        timeline: TimelineId(1),
+        system_identifier: control.system_identifier,
+        segment_size: 16 << 20,
+        postgres_major: 15,
+        catalog_version: control.catalog_version,
+        data_checksums: true,
+        tablespaces: Vec::new(),
+        total_bytes: 3,
+        files: 1,
+        folders: 2,
+        standby_settings: Default::default(),
+    }
 }
 
 impl Script {
     /// A whole and honest backup of one file.
     fn honest() -> Script {
+        Script::of(vec![("PG_VERSION", b"15\n".to_vec())])
+    }
+
+    /// The same of these files.
+    fn of(files: Vec<(&'static str, Vec<u8>)>) -> Script {
+        let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
         Script {
             tablespaces: Vec::new(),
-            files: file("PG_VERSION", b"15\n"),
+            claims: (files.len() as u64, bytes),
+            files,
+            answer: None,
             raw: None,
-            claims: (1, 3),
             label: LABEL.to_owned(),
             control_file: control_file(),
             reject: None,
+            leaves_after: usize::MAX,
             wal_bytes: 0x200,
         }
     }
 
     fn started(&self) -> BackupStarted {
-        let control = ControlFile::parse(&control_file()).unwrap();
-        BackupStarted {
-            backup: 1,
-            start_lsn: Lsn(0x2000028),
-            timeline: TimelineId(1),
-            system_identifier: control.system_identifier,
-            segment_size: 16 << 20,
-            postgres_major: 15,
-            catalog_version: control.catalog_version,
-            data_checksums: true,
-            tablespaces: self.tablespaces.clone(),
-            total_bytes: 3,
-            files: 1,
-            standby_settings: Default::default(),
-        }
+        BackupStarted { tablespaces: self.tablespaces.clone(), files: self.files.len() as u64, ..started() }
+    }
+
+    fn listing(&self) -> Message {
+        let listed = |path: &str, size| Listed { path: WirePath::new(path).unwrap(), size };
+        let folders = ["base", "global"].map(|path| listed(path, None)).into_iter();
+        let files = self.files.iter().map(|(path, content)| listed(path, Some(content.len() as u64)));
+        Message::Listing(folders.chain(files).collect())
     }
 
     fn stopped(&self) -> BackupStopped {
@@ -83,34 +110,47 @@ impl Script {
         }
     }
 
-    async fn control(self, stream: DuplexStream) -> anyhow::Result<()> {
+    async fn control(self, mut stream: DuplexStream) -> anyhow::Result<()> {
+        if let Some(raw) = self.raw {
+            // Read by nobody before the other end has what it waits for.
+            let started = Message::BackupStarted(Box::new(started())).encode()?;
+            let bytes = [started.head()?, started.body, raw.head()?, raw.body].concat();
+            stream.write_all(&bytes).await?;
+            return wait_for(&mut Conn::new(stream), "the end").await;
+        }
         let mut conn = Conn::new(stream);
         wait_for(&mut conn, "BackupStart").await?;
         conn.write(Message::BackupStarted(Box::new(self.started()))).await?;
+        conn.write(self.listing()).await?;
         if let Some(reject) = self.reject {
             return Ok(conn.write(Message::Reject(reject)).await?);
         }
         wait_for(&mut conn, "BackupStop").await?;
         conn.write(Message::BackupStopped(Box::new(self.stopped()))).await?;
-        for message in file("global/pg_control", &self.control_file) {
-            conn.write(message).await?;
-        }
+        conn.write(Message::ControlFile(ControlFileContent(self.control_file.into()))).await?;
         wait_for(&mut conn, "the end").await
     }
 
-    async fn files(self, mut stream: DuplexStream) -> anyhow::Result<()> {
-        if let Some(raw) = self.raw {
-            stream.write_all(&[raw.head()?, raw.body].concat()).await?;
-        }
+    async fn files(self, stream: DuplexStream) -> anyhow::Result<()> {
         let mut conn = Conn::new(stream);
-        wait_for(&mut conn, "SendFiles").await?;
-        let (path, kind) = (WirePath::new("global")?, EntryKind::Folder);
-        let global = FileBegin { path, kind, size: 0, mode: 0o700, modified_unix_seconds: 0 };
-        conn.write(Message::FileBegin(global)).await?;
-        for message in self.files {
-            conn.write(message).await?;
+        for _ in 0..self.leaves_after {
+            let want = loop {
+                match conn.read().await? {
+                    Message::WantFile(want) => break Some(want),
+                    Message::NoMoreFiles => break None,
+                    _ => {}
+                }
+            };
+            let Some(want) = want else { return Ok(conn.write(Message::NoMoreFiles).await?) };
+            let messages = match &self.answer {
+                Some(messages) => messages.clone(),
+                None => answer(&want, &self.files[want.index as usize].1),
+            };
+            for message in messages {
+                conn.write(message).await?;
+            }
         }
-        Ok(conn.write(Message::NoMoreFiles).await?)
+        Ok(())
     }
 }
 
@@ -126,22 +166,27 @@ fn control_file() -> Vec<u8> {
     content
 }
 
-fn file(path: &str, content: &[u8]) -> Vec<Message> {
-    let (size, path) = (content.len() as u64, WirePath::new(path).unwrap());
-    let begin = FileBegin { path, kind: EntryKind::File, size, mode: 0o600, modified_unix_seconds: 0 };
-    let data = Bytes::copy_from_slice(content);
-    let sha256 = Digest(Sha256::digest(content).into());
+/// What an honest source says of a file that is smaller than the digests of one message.
+fn answer(want: &WantFile, content: &[u8]) -> Vec<Message> {
+    let (size, index) = (content.len() as u64, want.index);
+    let mut messages = vec![Message::FileBegin(FileBegin { index, size })];
+    let theirs: Vec<&[u8]> = want.digests.chunks(Digest::BYTES).collect();
+    for (number, block) in content.chunks(BLOCK_BYTES).enumerate() {
+        if theirs.get(number).is_none_or(|theirs| **theirs != Digest::of(block).0) {
+            let (offset, data) = ((number * BLOCK_BYTES) as u64, Bytes::copy_from_slice(block));
+            messages.push(Message::FileChunk(FileChunk { offset, compressed: false, data }));
+        }
+    }
+    let sha256 = Digest::of(content);
     let end = FileEnd { size, sha256, modified_unix_seconds: 0, bad_pages: 0, first_bad_page: None };
-    vec![
-        Message::FileBegin(begin),
-        Message::FileChunk(FileChunk { offset: 0, compressed: false, data }),
-        Message::FileEnd(end),
-    ]
+    messages.push(Message::FileEnd(end));
+    messages
 }
 
 fn options(target: &Path) -> Options {
     Options {
         target: target.to_owned(),
+        kind: Kind::Copy,
         label: "x".to_owned(),
         fast_checkpoint: true,
         max_rate_bytes_per_second: None,
@@ -211,12 +256,13 @@ async fn an_honest_source_makes_a_data_directory() {
 #[tokio::test]
 async fn a_path_that_leaves_the_target_is_refused() {
     for path in ["../evil", "/tmp/evil", "base/../../evil", "base//evil"] {
-        let body = serde_json::json!({
-            "path": path, "kind": "file", "size": 0, "mode": 384, "modified_unix_seconds": 0
-        });
-        let raw = Frame { kind: 0x24, body: body.to_string().into(), ..Frame::default() };
-        let error = fail(Script { raw: Some(raw), ..Script::honest() }).await;
+        let body = serde_json::json!([{ "path": path, "size": 0 }]);
+        let raw = Frame { kind: 0x23, body: body.to_string().into(), ..Frame::default() };
+        let root = tempfile::tempdir().unwrap();
+        let target = root.path().join("data");
+        let error = take(Script { raw: Some(raw), ..Script::honest() }, options(&target)).await.unwrap_err();
         assert!(format!("{error:#}").contains("not a path inside a data directory"), "{error:#}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing was made");
     }
 }
 
@@ -224,13 +270,134 @@ async fn a_path_that_leaves_the_target_is_refused() {
 async fn files_that_are_the_takers_own_or_damaged_are_refused() {
     for path in ["global/pg_control", "backup_label", "walship.incomplete", "pg_wal/000000010000000000000002"]
     {
-        let error = fail(Script { files: file(path, b"x"), ..Script::honest() }).await;
+        let root = tempfile::tempdir().unwrap();
+        let error = take(Script::of(vec![(path, b"x".to_vec())]), options(&root.path().join("data"))).await;
+        let error = error.unwrap_err();
         assert!(format!("{error:#}").contains("the taker's own"), "{error:#}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0, "nothing was made");
     }
-    let mut damaged = file("PG_VERSION", b"15\n");
-    damaged[1] = file("PG_VERSION", b"16\n").swap_remove(1);
-    let error = fail(Script { files: damaged, ..Script::honest() }).await;
+    let nothing = WantFile { index: 0, continues: false, digests: Bytes::new() };
+    let mut damaged = answer(&nothing, b"15\n");
+    damaged[1] = answer(&nothing, b"16\n").swap_remove(1);
+    let error = fail(Script { answer: Some(damaged), ..Script::honest() }).await;
     assert!(format!("{error:#}").contains("arrived damaged"), "{error:#}");
+    // A part that was left out although nothing is here.
+    let mut holed = answer(&nothing, b"15\n");
+    holed.remove(1);
+    let error = fail(Script { answer: Some(holed), ..Script::honest() }).await;
+    assert!(format!("{error:#}").contains("arrived damaged"), "{error:#}");
+}
+
+/// Three files: one of many blocks, one of one, one that is empty.
+fn three_files() -> Vec<(&'static str, Vec<u8>)> {
+    let large = (0..5 * BLOCK_BYTES + 100).map(|n| (n / 1000) as u8).collect();
+    vec![("base/large", large), ("PG_VERSION", b"15\n".to_vec()), ("base/empty", Vec::new())]
+}
+
+fn read(target: &Path, files: &[(&'static str, Vec<u8>)]) {
+    for (path, content) in files {
+        assert!(fs::read(target.join(path)).unwrap() == *content, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_was_cut_off_goes_on_with_what_is_there() {
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("data");
+    let cut_off = Script { leaves_after: 1, ..Script::of(three_files()) };
+    let error = take(cut_off.clone(), options(&target)).await.unwrap_err();
+    assert!(Fault::hint_of(&error).unwrap().contains("goes on"), "{error:#}");
+    assert!(target.join(MARKER_FILE).exists() && target.join("base/large").exists());
+    // What an earlier attempt left, and the source does not have, goes; so does what is in the way.
+    fs::write(target.join("base/gone"), "x").unwrap();
+    fs::create_dir_all(target.join("PG_VERSION/in/the/way")).unwrap();
+    fs::write(target.join("pg_wal/000000010000000000000001"), "old").unwrap();
+    fs::write(target.join(PENDING_CONTROL_FILE), control_file()).unwrap();
+    // A byte that is wrong costs its block.
+    let mut large = three_files().remove(0).1;
+    large[BLOCK_BYTES + 5] ^= 1;
+    fs::write(target.join("base/large"), &large).unwrap();
+    let report = take(Script::of(three_files()), options(&target)).await.unwrap();
+    assert_eq!((report.files, report.bytes), (3, large.len() as u64 + 3));
+    assert_eq!(report.equal_bytes, (large.len() - BLOCK_BYTES) as u64);
+    read(&target, &three_files());
+    let left = ["base/gone", MARKER_FILE, PENDING_CONTROL_FILE, "pg_wal/000000010000000000000001"];
+    assert!(left.iter().all(|path| !target.join(path).exists()));
+}
+
+#[tokio::test]
+async fn one_copy_at_a_time_writes_into_a_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("data");
+    fs::create_dir(&target).unwrap();
+    let held = fs::File::open(&target).unwrap();
+    held.lock().unwrap();
+    let waiting = take(Script::honest(), options(&target));
+    let error = waiting.await.unwrap_err();
+    assert!(error.to_string().contains("another walship is copying into"), "{error:#}");
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+    drop(held);
+    take(Script::honest(), options(&target)).await.unwrap();
+}
+
+/// A standby of the cluster that the scripts are of, with this and that in it.
+fn standby_in(target: &Path) {
+    take_standby_files(target, &three_files());
+    for (path, content) in [
+        ("global/pg_control", &control_file()[..]),
+        ("postgresql.conf", b"port = 5433"),
+        ("server.key", b"own"),
+        ("log/today.log", b"own"),
+        ("base/stray", b"x"),
+        ("standby.signal", b""),
+        ("backup_label.old", b"x"),
+        ("pg_wal/000000010000000000000001", b"old"),
+        ("pg_replslot/x/state", b"x"),
+    ] {
+        fs::create_dir_all(target.join(path).parent().unwrap()).unwrap();
+        fs::write(target.join(path), content).unwrap();
+    }
+}
+
+fn take_standby_files(target: &Path, files: &[(&'static str, Vec<u8>)]) {
+    for (path, content) in files {
+        fs::create_dir_all(target.join(path).parent().unwrap()).unwrap();
+        fs::write(target.join(path), content).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_standby_is_made_whole_of_what_is_there_and_keeps_what_is_its_own() {
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("data");
+    standby_in(&target);
+    let mut files = three_files();
+    files.push(("postgresql.conf", b"port = 5432".to_vec()));
+    files.push(("log/theirs.log", b"theirs".to_vec()));
+    let mut damaged = files[0].1.clone();
+    damaged.truncate(2 * BLOCK_BYTES);
+    damaged[3] ^= 1;
+    fs::write(target.join("base/large"), damaged).unwrap();
+    let mut script = Script::of(files);
+    script.claims = (3, files_bytes(&three_files()));
+    // Nobody takes a cluster for the remains of a copy.
+    assert!(take(script.clone(), options(&target)).await.is_err());
+    read(&target, &three_files()[1..]);
+    let report = take(script, Options { kind: Kind::Reseed, ..options(&target) }).await.unwrap();
+    assert_eq!(report.equal_bytes, BLOCK_BYTES as u64 + 3);
+    read(&target, &three_files());
+    assert_eq!(fs::read(target.join("postgresql.conf")).unwrap(), b"port = 5433");
+    assert!(target.join("server.key").exists() && target.join("log/today.log").exists());
+    let gone = ["log/theirs.log", "base/stray", "standby.signal", "backup_label.old", "pg_replslot/x"];
+    assert!(gone.iter().all(|path| !target.join(path).exists()));
+    let wal: Vec<_> = fs::read_dir(target.join("pg_wal")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(wal.len(), 2, "a segment and archive_status: {wal:?}");
+    let manifest = fs::read_to_string(target.join("backup_manifest")).unwrap();
+    assert!(manifest.contains("postgresql.conf") && manifest.contains("server.key"));
+}
+
+fn files_bytes(files: &[(&'static str, Vec<u8>)]) -> u64 {
+    files.iter().map(|(_, content)| content.len() as u64).sum()
 }
 
 #[tokio::test]
@@ -257,8 +424,12 @@ async fn the_sources_own_reason_is_told_and_its_advice() {
         message: "the disk is on fire".to_owned(),
         hint: "Put it out.".to_owned(),
     };
-    let error = fail(Script { reject: Some(reject), ..Script::honest() }).await;
+    let root = tempfile::tempdir().unwrap();
+    let target = root.path().join("data");
+    let error =
+        take(Script { reject: Some(reject), ..Script::honest() }, options(&target)).await.unwrap_err();
     assert!(format!("{error:#}").contains("the disk is on fire"), "{error:#}");
+    assert!(!target.join("global/pg_control").exists());
     assert_eq!(Fault::hint_of(&error), Some("Put it out."));
 }
 

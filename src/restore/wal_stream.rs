@@ -3,7 +3,6 @@
 //! The caller gives a [`WalSource`], which pushes WAL into a [`WalSink`] until it is dropped: over the link, or from
 //! a replication connection. This side knows when there is enough.
 
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -13,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::progress::Progress;
+use super::site::Site;
 use super::wal::{WalFiles, WalFilesError};
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::vitals::Cell;
@@ -79,20 +79,20 @@ pub(super) struct Needed {
 }
 
 impl WalStream {
-    /// Begins to write what `source` brings below `target`.
+    /// Begins to write what `source` brings; the thread that writes holds the site for as long.
     pub fn begin(
         source: WalSource,
         needed: Needed,
-        target: &Path,
+        site: &Arc<Site>,
         progress: Arc<Cell<Progress>>,
     ) -> WalStream {
         let Needed { timeline, start_lsn, segment_size, system_identifier } = needed;
         let (pieces, queue) = mpsc::channel(PIECES_AHEAD);
         let start_lsn = segment_size.start_of(start_lsn);
         let (end_sender, end) = watch::channel(start_lsn);
-        let target = target.to_owned();
+        let site = Arc::clone(site);
         let writer = spawn_blocking(move || {
-            let files = WalFiles::create(&target, timeline, segment_size, start_lsn)?;
+            let files = WalFiles::create(&site.layout.target, timeline, segment_size, start_lsn)?;
             write_pieces(files, queue, &end_sender, &progress)
         });
         let sink = WalSink { timeline, start_lsn, segment_size, system_identifier, pieces };

@@ -1,13 +1,10 @@
-//! Messages of a base backup.
+//! Messages of a base backup, but for its files.
 
 use std::collections::BTreeMap;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
-use super::{Digest, WirePath, take_fields, text_u64};
-use crate::link::LinkError;
-use crate::link::frame::Frame;
+use super::{WirePath, text_u64};
 use crate::pg::{Lsn, TimelineId};
 
 /// Begin a backup.
@@ -79,6 +76,8 @@ pub struct BackupStarted {
     pub total_bytes: u64,
     /// Files to be copied.
     pub files: u64,
+    /// Folders to be made.
+    pub folders: u64,
     /// Settings that a hot standby must have at least as high as its primary (`max_connections` and the like).
     #[serde(default)]
     pub standby_settings: BTreeMap<String, String>,
@@ -93,85 +92,26 @@ pub struct Tablespace {
     pub path: String,
 }
 
-/// A file or folder of the backup. Folders have neither chunks nor an end. Links in `pg_tblspc` are not sent: they
-/// follow from [`BackupStarted::tablespaces`].
+/// A part of what there is to copy, folders before what is in them. All parts together have the files and folders that
+/// [`BackupStarted`] announced. Links in `pg_tblspc` are not listed: they follow from [`BackupStarted::tablespaces`].
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct FileBegin {
+pub struct Listed {
     /// Relative to the data directory; in a tablespace, through its link in `pg_tblspc`.
     pub path: WirePath,
-    /// What it is.
-    pub kind: EntryKind,
-    /// Exactly so many bytes follow.
-    pub size: u64,
-    /// Permission bits.
-    pub mode: u32,
-    /// Modification time in whole seconds since 1970 UTC.
-    pub modified_unix_seconds: i64,
+    /// The size of a file when it was seen; `None` for a folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
 }
 
-/// What stands at a path.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum EntryKind {
-    /// A regular file.
-    File,
-    /// A folder.
-    Folder,
-}
+impl Listed {
+    /// How much of [`Listed::bytes_max`] may go into one part.
+    pub const PART_BYTES: usize = 256 << 10;
 
-/// Consecutive bytes of the file that [`FileBegin`] opened on this connection.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FileChunk {
-    /// Where in the file.
-    pub offset: u64,
-    /// `data` is one whole zstd frame that decodes to at most [`FileChunk::RAW_LIMIT_BYTES`]; otherwise it is the
-    /// file's bytes.
-    pub compressed: bool,
-    /// The bytes.
-    pub data: Bytes,
-}
-
-const COMPRESSED: u8 = 1;
-
-impl FileChunk {
-    /// The most bytes of a file that one chunk may stand for.
-    pub const RAW_LIMIT_BYTES: usize = 2 << 20;
-
-    pub(super) fn encode(self, kind: u8) -> Frame {
-        let mut fields = BytesMut::with_capacity(8);
-        fields.put_u64(self.offset);
-        let flags = if self.compressed { COMPRESSED } else { 0 };
-        Frame { kind, flags, fields: fields.freeze(), body: self.data, ..Frame::default() }
+    /// What it takes in a message at the most: JSON may need six characters for one.
+    pub fn bytes_max(&self) -> usize {
+        const AROUND: usize = 64;
+        self.path.as_path().as_os_str().len() * 6 + AROUND
     }
-
-    pub(super) fn decode(frame: Frame) -> Result<FileChunk, LinkError> {
-        let Frame { flags, body: mut data, .. } = frame;
-        let fields: [u8; 8] = take_fields("FileChunk", &mut data)?;
-        let malformed = |reason: String| LinkError::Malformed { message: "FileChunk", reason };
-        if flags & !COMPRESSED != 0 {
-            return Err(malformed(format!("flags {flags:#04x} are unknown")));
-        }
-        let compressed = flags & COMPRESSED != 0;
-        if !compressed && data.len() > FileChunk::RAW_LIMIT_BYTES {
-            return Err(malformed(format!("{} bytes, over the limit", data.len())));
-        }
-        Ok(FileChunk { offset: (&fields[..]).get_u64(), compressed, data })
-    }
-}
-
-/// The file is complete.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct FileEnd {
-    /// Bytes sent; equal to [`FileBegin::size`].
-    pub size: u64,
-    /// Of the bytes sent.
-    pub sha256: Digest,
-    /// Modification time in whole seconds since 1970 UTC, after the reading.
-    pub modified_unix_seconds: i64,
-    /// Pages whose checksum was wrong twice.
-    pub bad_pages: u32,
-    /// The number of the first of them within this file.
-    pub first_bad_page: Option<u32>,
 }
 
 /// The backup has ended; the control file is still to come.
@@ -188,8 +128,8 @@ pub struct BackupStopped {
     /// The cluster's, once more.
     #[serde(with = "text_u64")]
     pub system_identifier: u64,
-    /// Files that were sent on all connections together: the taker must have as many.
+    /// Files that were answered for on all connections together: the taker must have as many.
     pub files: u64,
-    /// Their bytes.
+    /// Their bytes, sent or found equal.
     pub bytes: u64,
 }

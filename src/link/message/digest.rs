@@ -3,12 +3,21 @@
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 of file or frame content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest(pub [u8; 32]);
+pub struct Digest(pub [u8; Digest::BYTES]);
 
 impl Digest {
+    /// Its size.
+    pub const BYTES: usize = 32;
+
+    /// The digest of some bytes.
+    pub fn of(bytes: &[u8]) -> Digest {
+        Digest(Sha256::digest(bytes).into())
+    }
+
     /// Reads 64 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Digest> {
         if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {

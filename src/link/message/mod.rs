@@ -7,16 +7,18 @@
 //!   may end any exchange with a `Reject`; [`Heartbeat`]s may come at any time and are never out of place;
 //! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`]
 //!   and [`Kept`] policies down, and [`Ack`] and [`Feedback`] up;
-//! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] down; when all files
-//!   are here, `BackupStop` up, `BackupPhase` repeated, then [`BackupStopped`] and the control file, as any other
-//!   file, down;
-//! * [`Purpose::Files`], several at once: `SendFiles` up, once; [`FileBegin`], [`FileChunk`]s and [`FileEnd`] for one
-//!   file after the other down, without waiting for anything in between, then `NoMoreFiles`;
+//! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] and the whole listing
+//!   ([`Listed`], in parts) down; when all files are here, `BackupStop` up, `BackupPhase` repeated, then
+//!   [`BackupStopped`] and [`ControlFileContent`] down;
+//! * [`Purpose::Files`], several at once: [`WantFile`]s up, without waiting for an answer in between, then
+//!   `NoMoreFiles`; for each file, in the order in which they were asked for, [`FileBegin`], [`FileChunk`]s and
+//!   [`FileEnd`] down, or [`FileGone`], then `NoMoreFiles`;
 //! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted.
 
 mod backup;
 mod control;
 mod digest;
+mod files;
 mod path;
 mod stream;
 
@@ -24,15 +26,13 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use backup::{
-    BackupPhase, BackupStart, BackupStarted, BackupStopped, EntryKind, FileBegin, FileChunk, FileEnd, Phase,
-    Tablespace,
-};
+pub use backup::{BackupPhase, BackupStart, BackupStarted, BackupStopped, Listed, Phase, Tablespace};
 pub use control::Branch;
 pub use control::{
     Answer, Code, Hello, Member, Positions, PostgresAnswer, Purpose, Reject, Role, TimelineIdentity,
 };
 pub use digest::Digest;
+pub use files::{BLOCK_BYTES, ControlFileContent, FileBegin, FileChunk, FileEnd, FileGone, WantFile};
 pub use path::{PathRefused, WirePath};
 pub use stream::{Ack, Heartbeat, OpenFrame, Resume, Timeline, Wal};
 
@@ -59,12 +59,15 @@ mod kind {
     pub const BACKUP_START: u8 = 0x20;
     pub const BACKUP_PHASE: u8 = 0x21;
     pub const BACKUP_STARTED: u8 = 0x22;
-    pub const SEND_FILES: u8 = 0x23;
+    pub const LISTING: u8 = 0x23;
     pub const FILE_BEGIN: u8 = 0x24;
     pub const FILE_END: u8 = 0x25;
     pub const NO_MORE_FILES: u8 = 0x26;
     pub const BACKUP_STOP: u8 = 0x27;
     pub const BACKUP_STOPPED: u8 = 0x28;
+    pub const FILE_GONE: u8 = 0x29;
+    pub const WANT_FILE: u8 = 0x2A;
+    pub const CONTROL_FILE: u8 = 0x2B;
 
     pub const WAL: u8 = 0x80;
     pub const FILE_CHUNK: u8 = 0x81;
@@ -105,22 +108,28 @@ pub enum Message {
     BackupStart(BackupStart),
     /// What the source is doing meanwhile.
     BackupPhase(BackupPhase),
-    /// The backup has begun; its files can be asked for.
+    /// The backup has begun.
     BackupStarted(Box<BackupStarted>),
-    /// Send files for as long as there are any.
-    SendFiles,
-    /// A file or folder begins.
+    /// A part of what there is to copy.
+    Listing(Vec<Listed>),
+    /// A file is wanted.
+    WantFile(WantFile),
+    /// A file begins.
     FileBegin(FileBegin),
     /// A part of its content.
     FileChunk(FileChunk),
-    /// All of it was sent.
+    /// It is complete.
     FileEnd(FileEnd),
-    /// Every file was handed to one connection or another.
+    /// It is no more.
+    FileGone(FileGone),
+    /// Nothing more is wanted on this connection; and, as the answer, everything was sent.
     NoMoreFiles,
     /// All files are here: end the backup.
     BackupStop,
     /// The backup has ended.
     BackupStopped(Box<BackupStopped>),
+    /// The file that makes the copy one that can start.
+    ControlFile(ControlFileContent),
 }
 
 impl Message {
@@ -143,13 +152,16 @@ impl Message {
             Message::BackupStart(_) => "BackupStart",
             Message::BackupPhase(_) => "BackupPhase",
             Message::BackupStarted(_) => "BackupStarted",
-            Message::SendFiles => "SendFiles",
+            Message::Listing(_) => "Listing",
+            Message::WantFile(_) => "WantFile",
             Message::FileBegin(_) => "FileBegin",
             Message::FileChunk(_) => "FileChunk",
             Message::FileEnd(_) => "FileEnd",
+            Message::FileGone(_) => "FileGone",
             Message::NoMoreFiles => "NoMoreFiles",
             Message::BackupStop => "BackupStop",
             Message::BackupStopped(_) => "BackupStopped",
+            Message::ControlFile(_) => "ControlFile",
         }
     }
 
@@ -173,13 +185,16 @@ impl Message {
             Message::BackupStart(start) => json(kind::BACKUP_START, name, &start),
             Message::BackupPhase(phase) => json(kind::BACKUP_PHASE, name, &phase),
             Message::BackupStarted(started) => json(kind::BACKUP_STARTED, name, &started),
-            Message::SendFiles => Ok(empty(kind::SEND_FILES)),
-            Message::FileBegin(begin) => json(kind::FILE_BEGIN, name, &begin),
+            Message::Listing(listed) => json(kind::LISTING, name, &listed),
+            Message::WantFile(want) => Ok(want.encode(kind::WANT_FILE)),
+            Message::FileBegin(begin) => Ok(begin.encode(kind::FILE_BEGIN)),
             Message::FileChunk(chunk) => Ok(chunk.encode(kind::FILE_CHUNK)),
-            Message::FileEnd(end) => json(kind::FILE_END, name, &end),
+            Message::FileEnd(end) => Ok(end.encode(kind::FILE_END)),
+            Message::FileGone(gone) => Ok(gone.encode(kind::FILE_GONE)),
             Message::NoMoreFiles => Ok(empty(kind::NO_MORE_FILES)),
             Message::BackupStop => Ok(empty(kind::BACKUP_STOP)),
             Message::BackupStopped(stopped) => json(kind::BACKUP_STOPPED, name, &stopped),
+            Message::ControlFile(content) => Ok(content.encode(kind::CONTROL_FILE)),
         }
     }
 
@@ -207,15 +222,18 @@ impl Message {
             kind::BACKUP_STARTED => {
                 from_json("BackupStarted", frame).map(|started| Message::BackupStarted(Box::new(started)))
             }
-            kind::SEND_FILES => Ok(Message::SendFiles),
-            kind::FILE_BEGIN => from_json("FileBegin", frame).map(Message::FileBegin),
+            kind::LISTING => from_json("Listing", frame).map(Message::Listing),
+            kind::WANT_FILE => WantFile::decode(frame).map(Message::WantFile),
+            kind::FILE_BEGIN => FileBegin::decode(frame).map(Message::FileBegin),
             kind::FILE_CHUNK => FileChunk::decode(frame).map(Message::FileChunk),
-            kind::FILE_END => from_json("FileEnd", frame).map(Message::FileEnd),
+            kind::FILE_END => FileEnd::decode(frame).map(Message::FileEnd),
+            kind::FILE_GONE => FileGone::decode(frame).map(Message::FileGone),
             kind::NO_MORE_FILES => Ok(Message::NoMoreFiles),
             kind::BACKUP_STOP => Ok(Message::BackupStop),
             kind::BACKUP_STOPPED => {
                 from_json("BackupStopped", frame).map(|stopped| Message::BackupStopped(Box::new(stopped)))
             }
+            kind::CONTROL_FILE => Ok(Message::ControlFile(ControlFileContent(frame.body))),
             kind => Err(LinkError::UnknownKind { kind }),
         }
     }

@@ -1,5 +1,7 @@
 //! Every message survives the wire, and nothing else passes for one.
 
+use std::os::unix::ffi::OsStringExt;
+
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
@@ -81,6 +83,7 @@ fn one_of_each() -> Vec<Message> {
         tablespaces: vec![Tablespace { oid: 16390, path: "/srv/ts".into() }],
         total_bytes: 10,
         files: 2,
+        folders: 1,
         standby_settings: [("max_connections".to_owned(), "100".to_owned())].into(),
     };
     let start = BackupStart {
@@ -130,23 +133,25 @@ fn one_of_each() -> Vec<Message> {
         Message::BackupStart(start),
         Message::BackupPhase(BackupPhase { phase: Phase::Checkpoint, done_bytes: 0, total_bytes: 0 }),
         Message::BackupStarted(Box::new(started)),
-        Message::SendFiles,
-        Message::FileBegin(FileBegin {
-            path,
-            kind: EntryKind::File,
-            size: 8192,
-            mode: 0o600,
-            modified_unix_seconds: 1,
-        }),
+        Message::Listing(vec![
+            Listed { path: path.clone(), size: Some(u64::MAX) },
+            Listed { path, size: None },
+        ]),
+        Message::WantFile(WantFile { index: 7, continues: true, digests: vec![0xCD; 64].into() }),
+        Message::WantFile(WantFile { index: u32::MAX, continues: false, digests: Bytes::new() }),
+        Message::FileBegin(FileBegin { index: 3, size: 8192 }),
         Message::FileChunk(FileChunk {
             offset: 1 << 40,
             compressed: true,
             data: Bytes::from_static(b"zstd"),
         }),
         Message::FileEnd(end),
+        Message::FileEnd(FileEnd { bad_pages: 0, first_bad_page: None, ..end }),
+        Message::FileGone(FileGone { index: 4 }),
         Message::NoMoreFiles,
         Message::BackupStop,
         Message::BackupStopped(Box::new(stopped)),
+        Message::ControlFile(ControlFileContent(vec![7; 8192].into())),
     ]
 }
 
@@ -201,6 +206,40 @@ fn nonsense_in_binary_messages_is_refused() {
         Frame { body: frame.body.slice(..11), ..frame.clone() },
     ] {
         assert!(matches!(Message::decode(bad), Err(LinkError::Malformed { message: "Wal", .. })));
+    }
+}
+
+#[test]
+fn digests_come_whole_and_not_too_many() {
+    let want = |bytes: usize| WantFile { index: 1, continues: false, digests: vec![0; bytes].into() };
+    let decode = |want: WantFile| {
+        let frame = Message::WantFile(want).encode().unwrap();
+        let body = [frame.fields, frame.body].concat().into();
+        Message::decode(Frame {
+            fields: Bytes::new(),
+            body,
+            ..Frame { kind: frame.kind, ..Frame::default() }
+        })
+    };
+    let most = WantFile::DIGESTS_LIMIT * Digest::BYTES;
+    assert!(decode(want(most)).is_ok());
+    for wrong in [31, 33, most + Digest::BYTES] {
+        assert!(
+            matches!(decode(want(wrong)), Err(LinkError::Malformed { message: "WantFile", .. })),
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
+fn a_listed_path_takes_no_more_than_it_says() {
+    for name in ["base/5/112", &"\u{1}".repeat(4096), &"\"".repeat(100)] {
+        for path in [name.into(), std::ffi::OsString::from_vec([name.as_bytes(), b"\xe9"].concat())] {
+            let Ok(path) = WirePath::new(std::path::PathBuf::from(path)) else { continue };
+            let listed = Listed { path, size: Some(u64::MAX) };
+            let most = listed.bytes_max();
+            assert!(Message::Listing(vec![listed; 3]).encode().unwrap().body.len() <= 3 * most);
+        }
     }
 }
 

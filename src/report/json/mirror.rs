@@ -158,6 +158,7 @@ mirror! {
         phase: String,
         start_lsn: Lsn,
         done_bytes: u64,
+        equal_bytes: u64,
         total_bytes: u64,
     }
 }
