@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
-use super::node::{Node, link_role};
+use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
 use super::{epochs, members};
 use crate::backup;
@@ -99,9 +99,7 @@ fn is_served_now(node: &Node, hello: &Hello) -> Result<(), Reject> {
     if hello.purpose == Purpose::Ask {
         return Ok(());
     }
-    if let Some((epoch, newer)) =
-        node.newer_primary.borrow().as_ref().filter(|_| node.role() == NodeRole::Primary)
-    {
+    if let Some((epoch, newer)) = node.superseded_by() {
         return Err(Reject {
             code: Code::Epoch,
             message: format!("{} was superseded: {newer} was promoted with epoch {epoch}", node.config.name),
@@ -188,7 +186,7 @@ async fn answer(node: &Arc<Node>, mut conn: Conn<Socket>) -> anyhow::Result<()> 
         let state = node.store.state();
         let answer = Answer {
             node: node.config.name.clone(),
-            role: link_role(node.role()),
+            role: node.link_role(),
             store_uuid: Some(node.store.identity().store_uuid.clone()),
             promised_epoch: state.promised_epoch,
             committed_epoch: state.committed_epoch,

@@ -147,7 +147,7 @@ async fn promote(
     write: &mut (impl AsyncWriteExt + Unpin),
 ) -> anyhow::Result<String> {
     if node.role() == NodeRole::Primary {
-        if let Some((epoch, newer)) = node.newer_primary.borrow().clone() {
+        if let Some((epoch, newer)) = node.superseded_by() {
             return Err(Fault::refused(
                 format!("{} was superseded: {newer} was promoted with epoch {epoch}", node.config.name),
                 format!("Stop PostgreSQL here, and join this host again as a standby of {newer}."),

@@ -112,7 +112,7 @@ async fn connect(node: &Arc<Node>, address: &str) -> anyhow::Result<(Conn<Socket
     let mut link = dial::dial(address, &node.security()).await?;
     let ours = node.hello(Purpose::Stream);
     let hello = handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
-    anyhow::ensure!(hello.role == Role::Primary, "{} is a standby", hello.node);
+    anyhow::ensure!(hello.role == Role::Primary, "{} is {}", hello.node, hello.role.name());
     Ok((link.conn, hello))
 }
 

@@ -120,7 +120,9 @@ async fn ask_primary(
     for address in &join.addresses {
         match ask(address, &security, &ours).await {
             Ok((hello, answer)) if hello.role == Role::Primary => return Ok((hello, answer)),
-            Ok((hello, _)) => failures.push((address, anyhow::anyhow!("{} is a standby", hello.node))),
+            Ok((hello, _)) => {
+                failures.push((address, anyhow::anyhow!("{} is {}", hello.node, hello.role.name())))
+            }
             Err(error) => failures.push((address, error)),
         }
     }
@@ -194,7 +196,7 @@ async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Sock
         let tried = async {
             let Link { mut conn, identity, .. } = dial::dial(&address, &node.security()).await?;
             let hello = handshake::greet(&mut conn, &node.hello(purpose), identity.as_ref()).await?;
-            anyhow::ensure!(hello.role == Role::Primary, "{} is a standby", hello.node);
+            anyhow::ensure!(hello.role == Role::Primary, "{} is {}", hello.node, hello.role.name());
             Ok(conn)
         };
         match tried.await {

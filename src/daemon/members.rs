@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::node::{Node, link_role};
+use super::node::Node;
 use crate::clock::WallTime;
+use crate::failpoint;
 use crate::link::message::{self, Code, Hello, Reject, Role};
-use crate::pg::{Lsn, TimelineId};
-use crate::store::{Member, NodeRole, Store};
+use crate::pg::Lsn;
+use crate::store::{Member, MemberRole, NodeRole, Store};
 use crate::tls::Identity;
 
 /// How often the list is made anew for those who follow.
@@ -49,10 +50,11 @@ pub fn admit(store: &Store, hello: &Hello, identity: Option<&Identity>) -> Resul
 /// Notes a node that was admitted, durably. Blocks.
 pub fn enter(node: &Node, hello: &Hello, identity: &Identity) -> anyhow::Result<()> {
     let (Some(uuid), true) = (hello.store_uuid.clone(), hello.role != Role::Reader) else { return Ok(()) };
+    let timeline = hello.positions.map(|positions| positions.timeline);
     let at = hello.positions.map_or(Lsn::INVALID, |positions| positions.flushed_lsn);
     let advertise = hello.advertise.clone().unwrap_or_default();
     node.store.update_state(|state| {
-        let role = if hello.role == Role::Primary { NodeRole::Primary } else { NodeRole::Standby };
+        let role = if hello.role == Role::Primary { MemberRole::Primary } else { MemberRole::Standby };
         let known = state.members.iter().position(|member| member.name == hello.node);
         match known.map(|at| &mut state.members[at]) {
             Some(member) if member.store_uuid == uuid => {
@@ -60,7 +62,7 @@ pub fn enter(node: &Node, hello: &Hello, identity: &Identity) -> anyhow::Result<
                 member.role = role;
                 member.certificate_serial = identity.serial;
                 if !member.flushed_lsn.is_valid() {
-                    member.flushed_lsn = at;
+                    (member.timeline, member.flushed_lsn) = (timeline, at);
                 }
             }
             found => {
@@ -70,6 +72,7 @@ pub fn enter(node: &Node, hello: &Hello, identity: &Identity) -> anyhow::Result<
                     advertise,
                     role,
                     certificate_serial: identity.serial,
+                    timeline,
                     flushed_lsn: at,
                     restartpoint_lsn: Lsn::INVALID,
                     last_heard: None,
@@ -116,6 +119,7 @@ pub fn note_positions(node: &Node) -> anyhow::Result<()> {
     node.store.update_state(|state| {
         for member in &mut state.members {
             if let Some(heard) = downstreams.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid()) {
+                member.timeline = heard.timeline;
                 member.flushed_lsn = heard.flushed_lsn;
                 member.restartpoint_lsn = heard.restartpoint_lsn;
                 member.last_heard = heard.last_heard_at;
@@ -134,36 +138,32 @@ fn publish(node: &Node) {
         store_uuid: Some(node.store.identity().store_uuid.clone()),
         certificate_serial: node.credentials().identity().serial,
         advertise: Some(node.config.advertise.to_string()),
-        role: link_role(node.role()),
+        role: node.link_role(),
         positions: node.positions(),
         last_seen: Some(WallTime::now()),
     };
-    let timeline = node.store.newest_timeline().unwrap_or(TimelineId::FIRST);
     let heard = node.vitals.downstreams.get();
+    let newer = node.superseded_by();
     let mut others = node.store.state().members;
     others.sort_by(|one, two| one.name.cmp(&two.name));
     let others = others.into_iter().filter(|member| member.name != node.config.name).map(|member| {
         let live = heard.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid());
-        let mut positions = message::Positions {
-            timeline,
-            written_lsn: member.flushed_lsn,
-            flushed_lsn: member.flushed_lsn,
-            replayed_lsn: Lsn::INVALID,
-            restartpoint_lsn: member.restartpoint_lsn,
-        };
-        if let Some(live) = live {
-            positions = message::Positions {
-                timeline: live.timeline.unwrap_or(timeline),
+        let positions = live.and_then(|live| {
+            Some(message::Positions {
+                timeline: live.timeline?,
                 written_lsn: live.written_lsn,
                 flushed_lsn: live.flushed_lsn,
                 replayed_lsn: live.replayed_lsn,
                 restartpoint_lsn: live.restartpoint_lsn,
-            };
-        }
+            })
+        });
+        let is_newer_primary = newer.as_ref().is_some_and(|(_, newer)| *newer == member.name);
+        let known = link_member(&member);
         message::Member {
+            role: if is_newer_primary { Role::Primary } else { known.role },
             last_seen: live.and_then(|live| live.last_heard_at).or(member.last_heard),
-            positions: positions.flushed_lsn.is_valid().then_some(positions),
-            ..link_member(&member)
+            positions: positions.or(known.positions),
+            ..known
         }
     });
     node.members.send_replace(std::iter::once(own).chain(others).collect());
@@ -172,19 +172,30 @@ fn publish(node: &Node) {
 /// Keeps the list that the primary passes on, while this node is a standby.
 pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
     let mut members = node.members.subscribe();
+    // One may have come already, during the copy.
+    members.mark_changed();
     loop {
         // Cancellation-safe: the list is in the channel until it was noted.
         members.changed().await?;
-        let list = members.borrow_and_update().clone();
-        node.blocking("keep the members", move |node| note_list(node, list)).await??;
+        members.mark_unchanged();
+        let noted = node.blocking("keep the members", |node| {
+            failpoint::hit("members-note");
+            note(node)
+        });
+        noted.await??;
         // The primary makes a new list every second; more often than this nobody needs it on disk.
         tokio::time::sleep(PUBLISH_EVERY).await;
     }
 }
 
-fn note_list(node: &Node, list: Vec<message::Member>) -> anyhow::Result<()> {
+/// Keeps the list as it is known now, unless this node has become the primary, which makes it. Blocks.
+pub fn note(node: &Node) -> anyhow::Result<()> {
     let own = &node.config.name;
+    let list = node.members.borrow().clone();
     node.store.update_state(|state| {
+        if state.role == Some(NodeRole::Primary) {
+            return;
+        }
         let fresh: Vec<Member> = list.iter().filter(|m| m.name != *own).filter_map(state_member).collect();
         let same = fresh.len() == state.members.len()
             && fresh.iter().zip(&state.members).all(|(new, old)| {
@@ -212,11 +223,13 @@ fn state_member(member: &message::Member) -> Option<Member> {
         store_uuid: member.store_uuid.clone()?,
         advertise: member.advertise.clone().unwrap_or_default(),
         role: match member.role {
-            Role::Primary => NodeRole::Primary,
-            Role::Standby => NodeRole::Standby,
+            Role::Primary => MemberRole::Primary,
+            Role::Standby => MemberRole::Standby,
+            Role::Superseded => MemberRole::Superseded,
             Role::Reader => return None,
         },
         certificate_serial: member.certificate_serial,
+        timeline: member.positions.map(|positions| positions.timeline),
         flushed_lsn: member.positions.map_or(Lsn::INVALID, |positions| positions.flushed_lsn),
         restartpoint_lsn: member.positions.map_or(Lsn::INVALID, |positions| positions.restartpoint_lsn),
         last_heard: member.last_seen,
@@ -226,29 +239,58 @@ fn state_member(member: &message::Member) -> Option<Member> {
 
 /// Puts the list in place as it was when the process ended.
 pub fn restore(node: &Node) {
-    let state = node.store.state();
-    let timeline = state.newest_timeline().unwrap_or(TimelineId::FIRST);
-    let restored = state.members.iter().map(|member| message::Member {
-        positions: member.flushed_lsn.is_valid().then_some(message::Positions {
-            timeline,
-            written_lsn: member.flushed_lsn,
-            flushed_lsn: member.flushed_lsn,
-            replayed_lsn: Lsn::INVALID,
-            restartpoint_lsn: member.restartpoint_lsn,
-        }),
-        ..link_member(member)
-    });
-    node.members.send_replace(restored.collect());
+    node.members.send_replace(node.store.state().members.iter().map(link_member).collect());
 }
 
+/// What was noted of a member; the rest is not known any more.
 fn link_member(member: &Member) -> message::Member {
     message::Member {
         name: member.name.clone(),
         store_uuid: Some(member.store_uuid.clone()),
         certificate_serial: member.certificate_serial,
         advertise: Some(member.advertise.clone()).filter(|address| !address.is_empty()),
-        role: link_role(member.role),
-        positions: None,
+        role: match member.role {
+            MemberRole::Primary => Role::Primary,
+            MemberRole::Standby => Role::Standby,
+            MemberRole::Superseded => Role::Superseded,
+        },
+        positions: member.timeline.filter(|_| member.flushed_lsn.is_valid()).map(|timeline| {
+            message::Positions {
+                timeline,
+                written_lsn: Lsn::INVALID,
+                flushed_lsn: member.flushed_lsn,
+                replayed_lsn: Lsn::INVALID,
+                restartpoint_lsn: member.restartpoint_lsn,
+            }
+        }),
         last_seen: member.last_heard,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::TimelineId;
+
+    #[test]
+    fn what_was_not_noted_is_not_known() {
+        let noted = Member {
+            name: "db2".into(),
+            store_uuid: "u".into(),
+            advertise: String::new(),
+            role: MemberRole::Standby,
+            certificate_serial: 1,
+            timeline: Some(TimelineId(1)),
+            flushed_lsn: Lsn(5),
+            restartpoint_lsn: Lsn(4),
+            last_heard: None,
+            let_go: false,
+        };
+        let positions = link_member(&noted).positions.unwrap();
+        assert_eq!((positions.timeline, positions.flushed_lsn), (TimelineId(1), Lsn(5)));
+        assert!(!positions.written_lsn.is_valid() && !positions.replayed_lsn.is_valid());
+        let silent = Member { timeline: None, flushed_lsn: Lsn::INVALID, ..noted.clone() };
+        assert_eq!(link_member(&silent).positions, None);
+        assert_eq!(link_member(&Member { timeline: None, ..noted }).positions, None);
     }
 }

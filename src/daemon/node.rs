@@ -102,6 +102,20 @@ impl Node {
         *self.role.borrow()
     }
 
+    /// The promotion of another node that left this one behind, a primary: its epoch and its node.
+    pub fn superseded_by(&self) -> Option<(u64, String)> {
+        self.newer_primary.borrow().clone().filter(|_| self.role() == NodeRole::Primary)
+    }
+
+    /// The same as others are told it.
+    pub fn link_role(&self) -> Role {
+        match self.role() {
+            NodeRole::Primary if self.superseded_by().is_some() => Role::Superseded,
+            NodeRole::Primary => Role::Primary,
+            NodeRole::Standby => Role::Standby,
+        }
+    }
+
     /// What it says of itself at the start of a connection.
     pub fn hello(&self, purpose: Purpose) -> Hello {
         let state = self.store.state();
@@ -111,7 +125,7 @@ impl Node {
             purpose,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.config.name.clone(),
-            role: link_role(self.role()),
+            role: self.link_role(),
             system_identifier: Some(identity.system_identifier),
             store_uuid: Some(identity.store_uuid.clone()),
             promised_epoch: state.promised_epoch,
@@ -168,13 +182,5 @@ pub fn load_credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
             let hint = error.hint();
             Err(error).hint(hint)
         }
-    }
-}
-
-/// A role in the link's words.
-pub fn link_role(role: NodeRole) -> Role {
-    match role {
-        NodeRole::Primary => Role::Primary,
-        NodeRole::Standby => Role::Standby,
     }
 }

@@ -8,24 +8,19 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{ack, epochs, members, retention, samples};
+use super::{ack, epochs, members, promotion, retention, samples};
 use crate::capture::{self, Back, Options};
 use crate::pg::sql::Sql;
 use crate::pg::sql::server::WalPositions;
 use crate::pg::{Levels, TimelineId};
-use crate::store::{Branch, NodeRole};
+use crate::store::Branch;
 use crate::vitals::{StandbyFeedback, Vitals};
 
 const RETRY: Duration = Duration::from_millis(500);
 
 /// Runs until the node ends. An error is one that a person must mend; what is in the store is shipped meanwhile.
 pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
-    node.blocking("note the role", |node| {
-        node.store.update_state(|state| state.role = Some(NodeRole::Primary))
-    })
-    .await??;
-    node.newer_primary.send_replace(None);
-    node.role.send_replace(NodeRole::Primary);
+    promotion::become_primary(&node).await?;
     let token = node.token.child_token();
     let (feedback, wanted) = watch::channel(None);
     let (release, released) = watch::channel(Levels::default());

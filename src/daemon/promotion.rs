@@ -24,7 +24,7 @@ use crate::pg::Lsn;
 use crate::pg::sql::Sql;
 use crate::pg::sql::promotion as sql;
 use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
-use crate::store::{Branch, NodeRole};
+use crate::store::{Branch, MemberRole, NodeRole};
 use crate::vitals::Contact;
 
 /// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
@@ -69,16 +69,16 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
     }
     for answer in answers.values() {
         facts.highest_epoch = answer.promised_epoch.max(answer.committed_epoch).max(facts.highest_epoch);
-        if answer.role != Role::Primary {
+        if answer.role == Role::Standby {
             let position = answer.positions.map(|at| (answer.committed_epoch, at.flushed_lsn));
             facts.others.push(Other { node: answer.node.clone(), position, answered: true });
-        } else if answer.committed_epoch >= state.committed_epoch {
-            // One that was left behind by a later promotion is no primary to wait for.
+        } else if answer.role == Role::Primary && answer.committed_epoch >= state.committed_epoch {
+            // One that was left behind by a later promotion is no primary to wait for, also before it knows.
             facts.primary = primary_of(answer);
         }
     }
     for member in members::others(node) {
-        if member.role == NodeRole::Standby && !answers.contains_key(&member.name) {
+        if member.role == MemberRole::Standby && !answers.contains_key(&member.name) {
             let position =
                 member.flushed_lsn.is_valid().then_some((state.committed_epoch, member.flushed_lsn));
             facts.others.push(Other { node: member.name, position, answered: false });
@@ -166,11 +166,14 @@ pub async fn carry_out(
     let branch = Branch { epoch: plan.epoch, node: node.config.name.clone() };
     request.say(format!("committing epoch {}", plan.epoch)).await;
     let committed = node.blocking("commit the epoch", move |node| {
+        // Whom the new primary is to tell and to keep WAL for it knows from the old one alone.
+        members::note(node)?;
         node.store.update_state(|state| {
             state.promised_epoch = branch.epoch;
             state.committed_epoch = branch.epoch;
             state.promoting = Some(branch);
-        })
+        })?;
+        anyhow::Ok(())
     });
     committed.await??;
     failpoint::hit("promote-committed");
@@ -186,7 +189,7 @@ pub async fn carry_out(
         }
     }
     failpoint::hit("promote-promoted");
-    node.blocking("become the primary", become_primary).await??;
+    become_primary(node).await?;
     Ok(format!(
         "{} is the primary of epoch {} after {:.1} s",
         node.config.name,
@@ -195,12 +198,19 @@ pub async fn carry_out(
     ))
 }
 
-/// Notes that this node is the primary, and nobody else.
-pub fn become_primary(node: &Node) -> anyhow::Result<()> {
-    node.store.update_state(|state| {
-        state.role = Some(NodeRole::Primary);
-        state.members.iter_mut().for_each(|member| member.role = NodeRole::Standby);
-    })?;
+/// From now on this node is the primary, and nobody else.
+pub async fn become_primary(node: &Arc<Node>) -> anyhow::Result<()> {
+    let noted = node.blocking("note the role", |node| {
+        node.store.update_state(|state| {
+            state.role = Some(NodeRole::Primary);
+            for member in state.members.iter_mut().filter(|member| member.role == MemberRole::Primary) {
+                member.role = MemberRole::Superseded;
+            }
+        })
+    });
+    noted.await??;
+    node.newer_primary.send_replace(None);
+    node.role.send_replace(NodeRole::Primary);
     Ok(())
 }
 

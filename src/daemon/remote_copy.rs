@@ -95,8 +95,10 @@ impl Source {
                 Ok((_, hello)) if hello.role == Role::Primary => return Ok(source),
                 Ok((_, hello)) => failures.push(Fault::refused(
                     format!(
-                        "{} at {} is a standby, and only the primary is copied",
-                        hello.node, source.address
+                        "{} at {} is {}, and only the primary is copied",
+                        hello.node,
+                        source.address,
+                        hello.role.name()
                     ),
                     "Name the primary's address with --from; `walship status` shows it.",
                 )),

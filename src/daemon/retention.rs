@@ -8,7 +8,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::node::Node;
 use crate::fault::Fault;
 use crate::pg::Lsn;
-use crate::store::{Hold, NodeRole};
+use crate::store::{Hold, MemberRole, NodeRole};
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -73,8 +73,8 @@ pub fn holds(node: &Node) -> Vec<Hold> {
     let state = node.store.state();
     let heard = node.vitals.downstreams.get();
     let mut holds = Vec::new();
-    // The primary has what it wrote; nobody keeps WAL for it.
-    let others = state.members.iter().filter(|m| m.name != node.config.name && m.role != NodeRole::Primary);
+    // A primary has what it wrote, and one that was superseded comes back as a copy: nobody keeps WAL for them.
+    let others = state.members.iter().filter(|m| m.name != node.config.name && m.role == MemberRole::Standby);
     for member in others.filter(|member| !member.let_go) {
         let live = heard.get(&member.name).filter(|live| live.flushed_lsn.is_valid());
         let (flushed, restart) = live.map_or((member.flushed_lsn, member.restartpoint_lsn), |live| {

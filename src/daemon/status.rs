@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{ack, policy, retention};
+use super::{ack, policy, postgres, retention};
 use crate::link::message;
 
 /// The status of this moment. Blocks: it looks at the file system.
@@ -19,10 +19,13 @@ pub fn of(node: &Node) -> Status {
         warnings.push(format!("{error:#}"));
         0
     });
-    if let Some((epoch, name)) =
-        node.newer_primary.borrow().as_ref().filter(|_| node.role() == NodeRole::Primary)
-    {
-        alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
+    if let Some((epoch, name)) = node.superseded_by() {
+        let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
+        match postgres::is_running(&node.config.postgres.data_directory) {
+            Ok(false) => warnings.push(format!("{superseded}; join this host again as a standby of {name}")),
+            // It accepts writes that nobody will have.
+            _ => alarms.push(format!("{superseded}; stop PostgreSQL here")),
+        }
     }
     if let Some(error) = (node.role() == NodeRole::Primary).then(|| policy::not_taken_over(node)).flatten() {
         warnings.push(format!("`ack` in walship.toml is not in effect: {error}"));
@@ -34,7 +37,7 @@ pub fn of(node: &Node) -> Status {
     let about = report::gather::About {
         node: report::Node {
             name: node.config.name.clone(),
-            role: role_of(node.role()),
+            role: role_of(node.link_role()),
             advertise: node.config.advertise.to_string(),
             walship_version: env!("CARGO_PKG_VERSION").to_owned(),
             system_identifier: state.system_identifier,
@@ -83,11 +86,7 @@ fn member_of(member: &message::Member) -> report::Member {
     let known = |lsn: Lsn| lsn.is_valid().then_some(lsn);
     report::Member {
         name: member.name.clone(),
-        role: match member.role {
-            message::Role::Primary => Role::Primary,
-            message::Role::Standby => Role::Standby,
-            message::Role::Reader => Role::Reader,
-        },
+        role: role_of(member.role),
         advertise: member.advertise.clone().unwrap_or_default(),
         progress: member.positions.map_or_else(Progress::default, |at| Progress {
             timeline: Some(at.timeline),
@@ -99,9 +98,11 @@ fn member_of(member: &message::Member) -> report::Member {
     }
 }
 
-fn role_of(role: NodeRole) -> Role {
+fn role_of(role: message::Role) -> Role {
     match role {
-        NodeRole::Primary => Role::Primary,
-        NodeRole::Standby => Role::Standby,
+        message::Role::Primary => Role::Primary,
+        message::Role::Standby => Role::Standby,
+        message::Role::Reader => Role::Reader,
+        message::Role::Superseded => Role::Superseded,
     }
 }

@@ -85,7 +85,7 @@ impl Now {
 
     fn primary_end(&self, about: &About, vitals: &Vitals) -> PrimaryEnd {
         match about.node.role {
-            Role::Primary => self.local_primary(about, vitals.capture.get()),
+            Role::Primary | Role::Superseded => self.local_primary(about, vitals.capture.get()),
             Role::Standby | Role::Reader => self.remote_primary(about, vitals.receive.get()),
         }
     }

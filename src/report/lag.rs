@@ -128,6 +128,12 @@ impl LagReport {
 
 /// Every standby that this node can speak for: on a primary all members, on a standby itself and those it ships to.
 pub fn of(status: &Status) -> LagReport {
+    let alarms = warnings::alarms(status);
+    if status.node.role == Role::Superseded {
+        // Who followed it follows another, or is on the way there.
+        let note = "this node was superseded and has no standbys any more: ask the new primary".to_owned();
+        return LagReport { standbys: Vec::new(), alarms, notes: vec![note] };
+    }
     let end = End::of(status);
     let mut standbys = Vec::new();
     if status.node.role == Role::Standby {
@@ -143,7 +149,7 @@ pub fn of(status: &Status) -> LagReport {
             standbys.push(end.standby(&member.name, member_link(member, status.taken_at), &member.progress));
         }
     }
-    LagReport { standbys, alarms: warnings::alarms(status), notes: Vec::new() }
+    LagReport { standbys, alarms, notes: Vec::new() }
 }
 
 /// Members that follow this primary, directly or not, and that no downstream speaks for.
@@ -432,12 +438,16 @@ mod tests {
             member("db2", Role::Standby),
             member("db3", Role::Standby),
             member("laptop", Role::Reader),
+            member("db0", Role::Superseded),
         ];
         let names = |status: &Status| of(status).standbys.into_iter().map(|lag| lag.name).collect::<Vec<_>>();
         assert_eq!(names(&status), ["db2", "db3"]);
         assert_eq!(of(&status).standbys[1].link, Link::Cut(Some(Duration::from_secs(500))));
         status.node.role = Role::Standby;
         assert_eq!(names(&status), [own.as_str(), "db2"]);
+        status.node.role = Role::Superseded;
+        assert_eq!(names(&status), [""; 0]);
+        assert_eq!(of(&status).level(&Limits::default()), Level::Unknown);
     }
 
     fn contacts() -> impl Strategy<Value = (Contact, Option<WallTime>)> {

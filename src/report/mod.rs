@@ -93,6 +93,8 @@ pub enum Role {
     Standby,
     /// It may ask and back up, and holds nothing.
     Reader,
+    /// It was the primary until another was promoted, and follows nobody.
+    Superseded,
 }
 
 /// The log of a node: what there is and what keeps it.
@@ -294,6 +296,7 @@ impl Role {
             Role::Primary => "primary",
             Role::Standby => "standby",
             Role::Reader => "reader",
+            Role::Superseded => "superseded",
         }
     }
 }

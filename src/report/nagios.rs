@@ -13,7 +13,7 @@ use super::{table, units};
 pub fn render(report: &LagReport, limits: &Limits) -> String {
     let mut said = report.alarms.clone();
     said.extend(report.standbys.iter().map(|standby| sentence(standby, limits)));
-    if report.standbys.is_empty() {
+    if report.standbys.is_empty() && report.notes.is_empty() {
         said.push("no standby is known here".to_owned());
     }
     said.extend(report.notes.iter().cloned());

@@ -178,9 +178,10 @@ fn nodes(status: &Status) -> Grid {
     let mut grid = Grid::new(["NODE", "ROLE", "ADDRESS", "TIMELINE", "SHIPPED", "FLUSHED", "REPLAYED"]);
     let mut node = |name: String, role: Role, address: &str, progress: super::Progress| {
         let timeline = progress.timeline.map_or_else(unknown, |timeline| timeline.to_string());
-        // A reader holds nothing, and a primary is where the positions come from.
+        // A reader holds nothing, a primary is where the positions come from, and one that was superseded goes nowhere.
         let of = |lsn| if role == Role::Standby { position(lsn) } else { "-".to_owned() };
-        let timeline = if role == Role::Reader { "-".to_owned() } else { timeline };
+        let timeline =
+            if matches!(role, Role::Reader | Role::Superseded) { "-".to_owned() } else { timeline };
         let positions = [of(progress.shipped), of(progress.flushed), of(progress.replayed)];
         grid.row(
             [vec![name, role.name().to_owned(), address.to_owned(), timeline], positions.into()].concat(),

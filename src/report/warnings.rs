@@ -27,6 +27,7 @@ pub fn of(status: &Status) -> Vec<String> {
     let mut warnings = status.warnings.clone();
     warnings.extend(primary(status));
     warnings.extend(silent(status));
+    warnings.extend(superseded(status));
     warnings.extend(commits::warnings(status));
     warnings.extend(store(status));
     warnings.extend(certificate(status));
@@ -36,7 +37,7 @@ pub fn of(status: &Status) -> Vec<String> {
 fn primary(status: &Status) -> Option<String> {
     let primary = &status.primary;
     let who = match status.node.role {
-        Role::Primary => "the local PostgreSQL",
+        Role::Primary | Role::Superseded => "the local PostgreSQL",
         Role::Standby | Role::Reader => "the primary",
     };
     match lag::link(&primary.contact, primary.last_contact, status.taken_at) {
@@ -60,7 +61,7 @@ fn reason(contact: &Contact) -> String {
 /// Connections that wait for a person.
 fn stopped(status: &Status) -> impl Iterator<Item = String> {
     let what = match status.node.role {
-        Role::Primary => "capture has stopped, and nothing new is shipped",
+        Role::Primary | Role::Superseded => "capture has stopped, and nothing new is shipped",
         Role::Standby | Role::Reader => "this node follows no more",
     };
     let primary = std::iter::once((what.to_owned(), &status.primary.contact));
@@ -84,6 +85,17 @@ fn silent(status: &Status) -> impl Iterator<Item = String> {
             }
         },
     )
+}
+
+/// Members that were left behind. They are no standbys: nobody waits for them, and nothing is lost with them.
+fn superseded(status: &Status) -> impl Iterator<Item = String> {
+    let members = status.members.iter().filter(|member| member.name != status.node.name);
+    members.filter(|member| member.role == Role::Superseded).map(|member| {
+        format!(
+            "{} was superseded and does not follow: keep its PostgreSQL stopped, and join it again as a standby",
+            member.name
+        )
+    })
 }
 
 /// Standbys that hold WAL which the primary's timeline never had.

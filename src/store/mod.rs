@@ -45,7 +45,7 @@ pub use cursor::{Chunk, Cursor, OpenFrame, RawCursor, RawStep, Step, Visibility}
 pub use error::StoreError;
 pub use index::Mark;
 pub use retention::{Hold, Retention};
-pub use state::{Configured, Member, NodeRole, State};
+pub use state::{Configured, Member, MemberRole, NodeRole, State};
 pub use timeline::{Branch, TimelineIdentity};
 pub use writer::Writer;
 

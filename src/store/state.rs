@@ -27,6 +27,18 @@ pub enum NodeRole {
     Standby,
 }
 
+/// What another node is, as far as this one knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberRole {
+    /// The one that the others follow.
+    Primary,
+    /// It follows.
+    Standby,
+    /// It was the primary until another was promoted, and has not come back as a standby.
+    Superseded,
+}
+
 /// Another node of the cluster, as this node knows it.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Member {
@@ -37,9 +49,12 @@ pub struct Member {
     /// Where its sidecar listens.
     pub advertise: String,
     /// What it is.
-    pub role: NodeRole,
+    pub role: MemberRole,
     /// The serial of the certificate it came with: the time of its issue.
     pub certificate_serial: u64,
+    /// The timeline that its positions are on; `None` when it never said.
+    #[serde(default)]
+    pub timeline: Option<TimelineId>,
     /// Fsynced in its store, when last heard.
     pub flushed_lsn: Lsn,
     /// Where its PostgreSQL would begin to replay.
@@ -269,8 +284,9 @@ mod tests {
             name: "db3".into(),
             store_uuid: "x".into(),
             advertise: "db3:7432".into(),
-            role: NodeRole::Standby,
+            role: MemberRole::Standby,
             certificate_serial: 10,
+            timeline: Some(TimelineId(3)),
             flushed_lsn: Lsn(5),
             restartpoint_lsn: Lsn(4),
             last_heard: Some(WallTime { unix_micros: 1 }),

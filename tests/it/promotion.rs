@@ -74,7 +74,7 @@ async fn the_other_standby_follows_the_new_primary_without_a_restart() {
             let status = node.status().await?;
             let sane = status.node.committed_epoch == 1 && status.node.timeline.0 == 2;
             ensure!(sane && member(&status, "db2").role == Role::Primary, "{status:?}");
-            ensure!(member(&status, "db1").role == Role::Standby, "{status:?}");
+            ensure!(member(&status, "db1").role == Role::Superseded, "{status:?}");
             Ok(status)
         });
         status.await;
@@ -226,7 +226,7 @@ async fn forced_a_paused_replay_is_resumed() {
 #[tokio::test]
 async fn a_primary_that_comes_back_is_told_that_it_is_none() {
     let test = Test::new();
-    let (mut db1, db2, db3) = three(&test).await;
+    let (mut db1, db2, mut db3) = three(&test).await;
     db1.dies().await;
     db2.walship(&["promote"]).await.succeeded();
     db1.cluster.start().await.unwrap();
@@ -235,6 +235,58 @@ async fn a_primary_that_comes_back_is_told_that_it_is_none() {
     db1.sidecar.wait_log("this node was superseded").await;
     let texts = ["db1 was superseded: db2 was promoted with epoch 1", "hint: Stop PostgreSQL here"];
     db1.walship(&["promote"]).await.failed(3, &texts);
+
+    // It is no standby, and nobody waits for it; of those that follow, who is down is said.
+    let limits = ["lag", "--warn", "64MiB,30s", "--crit", "1GiB,5m"];
+    let said = db2.walship(&limits).await.exited_with(0).stdout;
+    assert!(said.contains("db3 OK") && !said.contains("db1"), "{said}");
+    let table = db2.walship(&["status"]).await.succeeded();
+    assert!(table.contains("db1    superseded"), "{table}");
+    assert!(table.contains("warning: db1 was superseded and does not follow"), "{table}");
+    assert!(!table.contains("held by      db1"), "{table}");
+    // At the old primary that is an alarm, until its PostgreSQL is stopped.
+    let said = db1.walship(&limits).await.exited_with(2).stdout;
+    assert!(said.contains("CRITICAL - superseded: db2 was promoted with epoch 1; stop PostgreSQL"), "{said}");
+    eventually("the old primary shows the new one", async || {
+        let status = db1.status().await?;
+        ensure!(status.node.role == Role::Superseded, "{status:?}");
+        ensure!(member(&status, "db2").role == Role::Primary, "{status:?}");
+        Ok(())
+    })
+    .await;
+    db1.stops().await;
+    let said = db1.walship(&limits).await.exited_with(3).stdout;
+    assert!(said.contains("UNKNOWN - this node was superseded and has no standbys any more"), "{said}");
+    db3.sidecar.terminate().await;
+    eventually("the standby that is down is said", async || {
+        let said = db2.walship(&limits).await.exits(3)?.stdout;
+        ensure!(said.contains("db3 UNKNOWN: not heard for") && !said.contains("db1"), "{said}");
+        Ok(())
+    })
+    .await;
+    db3.run().await;
     write(&db2, "after").await;
     db3.equals(&db2).await;
+}
+
+#[tokio::test]
+async fn promoted_before_the_members_were_noted_it_knows_them_all_the_same() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let db2 = test.standby("db2", &db1).await;
+    let mut db3 = Node::empty(&test, "db3");
+    db3.sidecar.set("WALSHIP_FAILPOINTS", "members-note=sleep:1h");
+    db3.join(&db1.invite("db3").await, &[]);
+    db3.follows(&db1).await;
+    db3.knows(&["db1", "db2", "db3"]).await;
+    db1.dies().await;
+    db3.walship(&["promote"]).await.succeeded();
+    db3.sidecar.kill().await;
+    db3.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db3.run().await;
+    let status = db3.status().await.unwrap();
+    assert!(member(&status, "db1").role == Role::Superseded, "{status:?}");
+    assert!(member(&status, "db2").role == Role::Standby, "{status:?}");
+    write(&db3, "after").await;
+    db2.equals(&db3).await;
 }

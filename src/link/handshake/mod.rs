@@ -139,7 +139,7 @@ fn check_certificate(theirs: &Hello, certificate: &Identity) -> Result<(), Misma
         return Err(Mismatch::Name { hello: theirs.node.clone(), certificate: certificate.name.clone() });
     }
     let role = match theirs.role {
-        Role::Primary => "primary",
+        Role::Primary | Role::Superseded => "primary",
         Role::Standby => "standby",
         Role::Reader => return Ok(()),
     };

@@ -110,6 +110,20 @@ pub enum Role {
     Standby,
     /// It may back up and ask; it never fences, votes or acknowledges.
     Reader,
+    /// It was the primary until another was promoted, and follows nobody.
+    Superseded,
+}
+
+impl Role {
+    /// With its article, for sentences.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Primary => "the primary",
+            Role::Standby => "a standby",
+            Role::Reader => "a reader",
+            Role::Superseded => "a superseded primary",
+        }
+    }
 }
 
 /// What a timeline is, beyond its number: two promotions can take the same one.

@@ -181,6 +181,7 @@ enum RoleJson {
     Primary,
     Standby,
     Reader,
+    Superseded,
 }
 
 impl From<Role> for RoleJson {
@@ -189,6 +190,7 @@ impl From<Role> for RoleJson {
             Role::Primary => RoleJson::Primary,
             Role::Standby => RoleJson::Standby,
             Role::Reader => RoleJson::Reader,
+            Role::Superseded => RoleJson::Superseded,
         }
     }
 }
@@ -199,6 +201,7 @@ impl From<RoleJson> for Role {
             RoleJson::Primary => Role::Primary,
             RoleJson::Standby => Role::Standby,
             RoleJson::Reader => Role::Reader,
+            RoleJson::Superseded => Role::Superseded,
         }
     }
 }
