@@ -2,12 +2,12 @@
 
 use crate::clock::WallTime;
 use crate::pg::sql::ServerVersion;
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{Lsn, TimelineId, postmaster};
 use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, StoreFacts};
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{ack, policy, postgres, retention};
+use super::{ack, policy, retention};
 use crate::link::message;
 
 /// The status of this moment. Blocks: it looks at the file system.
@@ -21,7 +21,7 @@ pub fn of(node: &Node) -> Status {
     });
     if let Some((epoch, name)) = node.superseded_by() {
         let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
-        match postgres::is_running(&node.config.postgres.data_directory) {
+        match postmaster::is_running(&node.config.postgres.data_directory) {
             Ok(false) => warnings.push(format!("{superseded}; join this host again as a standby of {name}")),
             // It accepts writes that nobody will have.
             _ => alarms.push(format!("{superseded}; stop PostgreSQL here")),
