@@ -4,6 +4,7 @@
 //! point, and is read once.
 //! A release build does not look at the variable at all.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -23,6 +24,8 @@ enum Action {
     Sleep(Duration),
     /// The thread goes on when this file is not there.
     Hold(PathBuf),
+    /// What was to be done fails, every time, as on a broken disk.
+    Fail,
 }
 
 /// How often it is looked for a file that holds.
@@ -31,29 +34,45 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// Does what was asked for at the point of this name, usually nothing. The name says module and moment, such as
 /// `store.seal.before_rename`.
 pub fn hit(name: &str) {
+    match action(name) {
+        Some(Action::Abort) => std::process::abort(),
+        Some(Action::Sleep(duration)) => std::thread::sleep(*duration),
+        Some(Action::Hold(file)) => {
+            while file.exists() {
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+        Some(Action::Fail) => panic!("nothing fails at {name}"),
+        None => {}
+    }
+}
+
+/// The error that was asked for at the point of this name, usually none: instead of doing what could fail.
+pub fn error(name: &str) -> Option<io::Error> {
+    match action(name) {
+        Some(Action::Fail) => Some(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error())),
+        _ => None,
+    }
+}
+
+fn action(name: &str) -> Option<&'static Action> {
     if !ENABLED {
-        return;
+        return None;
     }
     static POINTS: OnceLock<Vec<(String, Action)>> = OnceLock::new();
     let points = POINTS.get_or_init(|| {
         let text = std::env::var(VARIABLE).unwrap_or_default();
         parse(&text).unwrap_or_else(|wrong| {
             // A test that believes in a failure that never comes is worse than one that fails.
-            tracing::error!("{VARIABLE}: `{wrong}` is not NAME=abort, NAME=sleep:DURATION or NAME=hold:FILE");
+            tracing::error!(
+                "{VARIABLE}: `{wrong}` is not NAME=abort, NAME=fail, NAME=sleep:DURATION or NAME=hold:FILE"
+            );
             std::process::abort()
         })
     });
-    let Some((_, action)) = points.iter().find(|(point, _)| point == name) else { return };
+    let (_, action) = points.iter().find(|(point, _)| point == name)?;
     tracing::debug!("failure point {name}: {action:?}");
-    match action {
-        Action::Abort => std::process::abort(),
-        Action::Sleep(duration) => std::thread::sleep(*duration),
-        Action::Hold(file) => {
-            while file.exists() {
-                std::thread::sleep(LOOK_EVERY);
-            }
-        }
-    }
+    Some(action)
 }
 
 /// Reads the variable's value; the error is the part that is wrong.
@@ -62,6 +81,7 @@ fn parse(text: &str) -> Result<Vec<(String, Action)>, String> {
         let (name, action) = part.split_once('=')?;
         let action = match action.split_once(':') {
             None if action == "abort" => Action::Abort,
+            None if action == "fail" => Action::Fail,
             Some(("sleep", duration)) => {
                 Action::Sleep(jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(duration).ok()?)
             }
@@ -80,9 +100,10 @@ mod tests {
 
     #[test]
     fn points_are_read_and_nonsense_is_named() {
-        let both = parse("store.seal=abort, ship.send=sleep:200ms,").unwrap();
+        let all = parse("store.seal=abort, ship.send=sleep:200ms,store.sync=fail,").unwrap();
         let sleep = Action::Sleep(Duration::from_millis(200));
-        assert_eq!(both, [("store.seal".to_owned(), Action::Abort), ("ship.send".to_owned(), sleep)]);
+        let expected = [("store.seal", Action::Abort), ("ship.send", sleep), ("store.sync", Action::Fail)];
+        assert_eq!(all, expected.map(|(name, action)| (name.to_owned(), action)));
         assert_eq!(parse("a=hold:/x"), Ok(vec![("a".to_owned(), Action::Hold("/x".into()))]));
         assert_eq!(parse(""), Ok(Vec::new()));
         for wrong in ["a", "a=", "a=die", "a=sleep", "a=sleep:x", "a=abort:1", "a=hold:"] {

@@ -60,6 +60,12 @@ impl Fault {
     }
 }
 
+/// An error with all its causes, for where there is no `anyhow` to print the chain.
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 fn faults(error: &anyhow::Error) -> impl Iterator<Item = &Fault> {
     error.chain().filter_map(|cause| cause.downcast_ref::<Fault>())
 }

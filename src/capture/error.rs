@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::fault;
 use crate::pg::replication::ReplicationError;
 use crate::pg::sql::SqlError;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
@@ -17,8 +18,8 @@ pub enum CaptureError {
     #[error(transparent)]
     Replication(#[from] ReplicationError),
     /// The store failed.
-    #[error("write to the store: {0}")]
-    Store(#[from] StoreError),
+    #[error("write to the store: {}", fault::in_full(.0))]
+    Store(StoreError),
     /// Not the cluster that the store was made for.
     #[error(
         "PostgreSQL's system identifier is {theirs}, the store's {ours}: this is another cluster; \
@@ -156,7 +157,7 @@ impl CaptureError {
             }
             CaptureError::Sql(error) => matches!(error, SqlError::Unsupported { .. }),
             CaptureError::Store(error) => {
-                matches!(error, StoreError::Failed | StoreError::Corrupt { .. } | StoreError::BadFrame(_))
+                matches!(error, StoreError::Corrupt { .. } | StoreError::BadFrame(_))
             }
             _ => false,
         }
@@ -176,8 +177,16 @@ impl CaptureError {
             CaptureError::Silent(_) | CaptureError::IsStandby => true,
             CaptureError::TimelineEnded { .. } | CaptureError::NothingToCompare { .. } => true,
             CaptureError::Store(StoreError::WriterTaken) => true,
+            // The store itself tells of its disk.
+            CaptureError::Store(error) => error.is_of_disk(),
             _ => false,
         }
+    }
+}
+
+impl From<StoreError> for CaptureError {
+    fn from(error: StoreError) -> CaptureError {
+        CaptureError::Store(error)
     }
 }
 

@@ -80,7 +80,9 @@ pub async fn run(
     trying(since, None);
     loop {
         let ended = capture.connect_and_stream().await;
-        if matches!(vitals.capture.get().contact, Contact::Up { .. }) {
+        // One that the store could not take was none, or it would be asked for again at once.
+        let is_of_store = ended.as_ref().is_err_and(CaptureError::is_of_store);
+        if matches!(vitals.capture.get().contact, Contact::Up { .. }) && !is_of_store {
             (delay, since) = (RETRY_DELAY_MIN, WallTime::now());
             reasons.clear();
         }
@@ -170,7 +172,8 @@ impl Capture<'_> {
         let slot_restart_lsn = self.check_server().await?;
         self.vitals.capture.update(|capture| capture.slot_restart_lsn = slot_restart_lsn);
         let store = self.store.clone();
-        let writer = spawn_blocking(move || store.writer()).await??;
+        // Nothing is asked for that can't be kept.
+        let writer = spawn_blocking(move || store.check_room().and_then(|()| store.writer())).await??;
         let mut connection = Replication::connect(&self.options.conninfo, APPLICATION_NAME).await?;
         let server = connection.identify_system().await?;
         self.check_system(server.system_identifier)?;

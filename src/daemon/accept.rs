@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{epochs, members};
+use super::{epochs, members, trouble};
 use crate::backup;
 use crate::fault::WithFault;
 use crate::link::handshake;
@@ -55,6 +55,8 @@ fn report(error: &anyhow::Error, peer: std::net::SocketAddr) {
     match error.downcast_ref::<LinkError>() {
         Some(gone) if gone.is_gone() => tracing::info!(%peer, "a connection ended: {error:#}"),
         Some(_) => tracing::info!(%peer, "a connection was refused: {error:#}"),
+        // The store itself tells of its disk.
+        None if trouble::is_of_disk(error) => tracing::info!(%peer, "a connection failed: {error:#}"),
         None => tracing::warn!(%peer, "a connection failed: {error:#}"),
     }
 }
@@ -71,7 +73,14 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     epochs::hear(node, &hello, identity.as_ref()).await?;
     if let Some(identity) = identity.filter(|_| matches!(purpose, Purpose::Stream | Purpose::Backup)) {
         let entering = hello.clone();
-        node.blocking("note the member", move |node| members::enter(node, &entering, &identity)).await??;
+        let entered =
+            node.blocking("note the member", move |node| members::enter(node, &entering, &identity)).await?;
+        // Whoever can't be noted is not held WAL for, and is not let in.
+        if let Err(error) = entered {
+            let message = format!("{} can't note who follows it: {error:#}", node.config.name);
+            return refuse(conn, Code::NotReady, &message, "`walship status` there shows what is wrong.")
+                .await;
+        }
     }
     let client = hello.node.clone();
     match purpose {

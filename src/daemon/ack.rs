@@ -8,7 +8,7 @@ use anyhow::Context;
 use tokio::sync::watch;
 
 use super::node::Node;
-use super::policy;
+use super::{policy, trouble};
 use crate::pg::{Levels, Lsn};
 use crate::policy::{Policy, Resolved};
 use crate::report::commits::{Commits, PendingPolicy, Seat, SetPolicy};
@@ -20,7 +20,8 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
     let mut positions = node.store.positions();
     let mut kept = node.store.policy();
     let mut members = node.members.subscribe();
-    node.blocking("take the configuration's policy over", policy::begin).await??;
+    // Where the disk takes no change it is tried again with the next list of members, a second later.
+    trouble::unless_of_disk(node.blocking("take the configuration's policy over", policy::begin).await?)?;
     let lock = || node.tracker.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let policy = kept.borrow_and_update().clone();
@@ -35,7 +36,7 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
             std::mem::replace(known, released) != released
         });
         if policy::quorum(&node, &policy).is_some_and(|quorum| quorum.is_there()) {
-            node.blocking("let the policy take effect", policy::take_effect).await??;
+            trouble::unless_of_disk(node.blocking("let the policy take effect", policy::take_effect).await?)?;
         }
         // All branches are cancellation-safe: they only wait for a change.
         tokio::select! {
@@ -44,7 +45,8 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
             changed = kept.changed() => changed.context("the store was closed")?,
             changed = members.changed() => {
                 changed.context("the members are no longer kept")?;
-                node.blocking("take the configuration's policy over", policy::begin).await??;
+                let begun = node.blocking("take the configuration's policy over", policy::begin).await?;
+                trouble::unless_of_disk(begun)?;
             }
         }
     }

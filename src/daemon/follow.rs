@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
+use super::trouble;
 use crate::clock::WallTime;
 use crate::fault::Fault;
 use crate::link::message::{Code, Hello, Purpose, Role};
@@ -59,6 +60,8 @@ async fn attempt(
     start: Option<(TimelineId, Lsn)>,
     token: &CancellationToken,
 ) -> anyhow::Result<()> {
+    // An upstream that is asked for what can't be kept here sends it in vain.
+    node.blocking("look for room in the store", |node| node.store.check_room()).await??;
     let mut failures = Vec::new();
     for address in addresses(node) {
         // Dropping a connection that is being made loses nothing.
@@ -184,6 +187,8 @@ impl Reasons {
             || error.downcast_ref::<Diverged>().is_some();
         let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
             || error.downcast_ref::<Superseded>().is_some()
+            // The store itself tells of its disk.
+            || trouble::is_of_disk(error)
             || reason.starts_with("no primary");
         // The words of a refusal change with the positions in them.
         let key = rejected.map_or_else(|| reason.clone(), |code| format!("{code:?}"));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::node::Node;
+use super::{status, trouble};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::link::message::{self, Code, Hello, Reject, Role};
@@ -96,10 +97,10 @@ pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
     let mut published: u32 = 0;
     loop {
         tick.tick().await;
-        publish(&node);
+        node.blocking("make the list of members", publish).await?;
         published = published.wrapping_add(1);
         if published.is_multiple_of(PUBLICATIONS_A_WRITE) || is_news(&node) {
-            node.blocking("keep the members' positions", note_positions).await??;
+            trouble::unless_of_disk(node.blocking("keep the members' positions", note_positions).await?)?;
         }
     }
 }
@@ -131,7 +132,7 @@ pub fn note_positions(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the list anew: this node first, then the others by name.
+/// Makes the list anew: this node first, then the others by name. Blocks.
 fn publish(node: &Node) {
     let own = message::Member {
         name: node.config.name.clone(),
@@ -141,6 +142,7 @@ fn publish(node: &Node) {
         role: node.link_role(),
         positions: node.positions(),
         last_seen: Some(WallTime::now()),
+        alarms: status::alarms(node),
     };
     let heard = node.vitals.downstreams.get();
     let newer = node.superseded_by();
@@ -182,7 +184,7 @@ pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
             failpoint::hit("members-note");
             note(node)
         });
-        noted.await??;
+        trouble::unless_of_disk(noted.await?)?;
         // The primary makes a new list every second; more often than this nobody needs it on disk.
         tokio::time::sleep(PUBLISH_EVERY).await;
     }
@@ -264,6 +266,7 @@ fn link_member(member: &Member) -> message::Member {
             }
         }),
         last_seen: member.last_heard,
+        alarms: Vec::new(),
     }
 }
 

@@ -24,6 +24,7 @@ mod samples;
 mod signals;
 mod standby;
 mod status;
+mod trouble;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -222,6 +223,7 @@ async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
     let ended = tokio::select! {
         ended = live(&node, life, &mut requests) => ended,
         ended = signals::run(Arc::clone(&node)) => ended,
+        ended = trouble::tell(Arc::clone(&node)) => ended,
         () = signals::feed_watchdog_for_ever() => Ok(()),
         _ = accepting => Err(anyhow::anyhow!("connections are no longer accepted")),
         _ = controlling => Err(anyhow::anyhow!("the control socket is no longer served")),

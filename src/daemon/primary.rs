@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{ack, epochs, members, promotion, retention, samples};
+use super::{ack, epochs, members, promotion, retention, samples, trouble};
 use crate::capture::{self, Back, Options};
 use crate::pg::sql::Sql;
 use crate::pg::sql::server::WalPositions;
@@ -20,13 +20,19 @@ const RETRY: Duration = Duration::from_millis(500);
 
 /// Runs until the node ends. An error is one that a person must mend; what is in the store is shipped meanwhile.
 pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
-    promotion::become_primary(&node).await?;
+    // A disk that takes no change keeps nothing from being captured.
+    let noting = async {
+        trouble::until_noted(&node, "note the role", promotion::note_primary).await?;
+        std::future::pending().await
+    };
+    promotion::act_as_primary(&node);
     let token = node.token.child_token();
     let (feedback, wanted) = watch::channel(None);
     let (release, released) = watch::channel(Levels::default());
     let back = Back { feedback: wanted, released };
     // The first that ends by itself has failed: each of them runs as long as the node.
     let ended = tokio::select! {
+        failed = noting => failed,
         ended = capture_all(&node, back, &token) => ended,
         ended = ack::run(Arc::clone(&node), release) => ended,
         ended = members::keep(Arc::clone(&node)) => ended,
@@ -37,9 +43,9 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         () = node.token.cancelled() => Ok(()),
     };
     token.cancel();
-    let noted = node.blocking("keep the members' positions", members::note_positions).await;
+    let noted = node.blocking("keep the members' positions", members::note_positions).await?;
     ended?;
-    noted?
+    trouble::unless_of_disk(noted).map(drop)
 }
 
 /// Captures; when that is stopped for good, the rest goes on, and every report says so.
@@ -83,11 +89,10 @@ async fn note_version(node: &Arc<Node>, token: &CancellationToken) -> anyhow::Re
     };
     let Ok(sql) = connected else { return Ok(false) };
     let version = sql.version().0;
-    node.blocking("note the version", move |node| {
+    let noted = node.blocking("note the version", move |node| {
         node.store.update_state(|state| state.server_version = version)
-    })
-    .await??;
-    Ok(true)
+    });
+    Ok(trouble::unless_of_disk(noted.await?)?.is_some())
 }
 
 /// The timeline that a promotion of this node made, when the store does not have it yet.
@@ -115,9 +120,7 @@ async fn adopted(
 async fn settle(node: &Arc<Node>, timeline: TimelineId) -> anyhow::Result<()> {
     let mut positions = node.store.positions();
     positions.wait_for(|at| at.timeline == Some(timeline)).await.context("the store was closed")?;
-    node.blocking("complete the promotion", |node| node.store.update_state(|state| state.promoting = None))
-        .await??;
-    Ok(())
+    trouble::until_noted(node, "complete the promotion", |state| state.promoting = None).await
 }
 
 /// What the standbys' feedback comes to: the least of each, as PostgreSQL itself would take it from several.

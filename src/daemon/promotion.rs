@@ -24,7 +24,7 @@ use crate::pg::Lsn;
 use crate::pg::sql::Sql;
 use crate::pg::sql::promotion as sql;
 use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
-use crate::store::{Branch, MemberRole, NodeRole};
+use crate::store::{Branch, MemberRole, NodeRole, State};
 use crate::vitals::Contact;
 
 /// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
@@ -189,7 +189,8 @@ pub async fn carry_out(
         }
     }
     failpoint::hit("promote-promoted");
-    become_primary(node).await?;
+    // From here on there is no way back, only the same command again.
+    become_primary(node).await.outcome(Outcome::Unknown)?;
     Ok(format!(
         "{} is the primary of epoch {} after {:.1} s",
         node.config.name,
@@ -200,18 +201,23 @@ pub async fn carry_out(
 
 /// From now on this node is the primary, and nobody else.
 pub async fn become_primary(node: &Arc<Node>) -> anyhow::Result<()> {
-    let noted = node.blocking("note the role", |node| {
-        node.store.update_state(|state| {
-            state.role = Some(NodeRole::Primary);
-            for member in state.members.iter_mut().filter(|member| member.role == MemberRole::Primary) {
-                member.role = MemberRole::Superseded;
-            }
-        })
-    });
-    noted.await??;
+    node.blocking("note the role", |node| node.store.update_state(note_primary)).await??;
+    act_as_primary(node);
+    Ok(())
+}
+
+/// What a primary's state says of it and of the others.
+pub fn note_primary(state: &mut State) {
+    state.role = Some(NodeRole::Primary);
+    for member in state.members.iter_mut().filter(|member| member.role == MemberRole::Primary) {
+        member.role = MemberRole::Superseded;
+    }
+}
+
+/// What everything that runs here looks at.
+pub fn act_as_primary(node: &Node) {
     node.newer_primary.send_replace(None);
     node.role.send_replace(NodeRole::Primary);
-    Ok(())
 }
 
 /// Waits until PostgreSQL has flushed all of the store and replayed its last whole record.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::node::Node;
+use super::trouble;
 use crate::fault::Fault;
 use crate::pg::Lsn;
 use crate::store::{Hold, MemberRole, NodeRole};
@@ -22,7 +23,8 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     let mut was_over = false;
     loop {
         tick.tick().await;
-        let is_over = node.blocking("remove old WAL", apply).await??;
+        let looked = node.blocking("remove old WAL", apply).await?;
+        let Some(is_over) = trouble::unless_of_disk(looked)? else { continue };
         // Said once each time it begins, not at every look.
         if is_over && !was_over {
             tracing::warn!(
@@ -51,11 +53,11 @@ fn apply(node: &Node) -> anyhow::Result<bool> {
 
 fn let_go(node: &Node, hold: &Hold, max_bytes: u64) -> anyhow::Result<()> {
     let mut is_member = false;
-    node.store.update_state(|state| {
+    let noted = node.store.update_state(|state| {
         for member in state.members.iter_mut().filter(|member| member.name == hold.holder) {
             (is_member, member.let_go) = (true, true);
         }
-    })?;
+    });
     // What a standby has in its own store, and what a standby would only ship after a promotion, nobody misses yet.
     if is_member && node.role() == NodeRole::Primary {
         tracing::error!(
@@ -64,7 +66,7 @@ fn let_go(node: &Node, hold: &Hold, max_bytes: u64) -> anyhow::Result<()> {
              (raise store_max_bytes in [retention], or join it again)"
         );
     }
-    Ok(())
+    Ok(noted?)
 }
 
 /// Who needs what; `status` shows the same list.

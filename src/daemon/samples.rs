@@ -10,7 +10,7 @@ use anyhow::Context;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::node::Node;
-use crate::durable;
+use super::trouble;
 use crate::pg::Lsn;
 use crate::vitals::{Sample, Samples};
 
@@ -19,8 +19,10 @@ const WRITE_EVERY: Duration = Duration::from_secs(30);
 /// The most that is read: the ring's limit at some eighty bytes each, and then some.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+const FILE: &str = "walship.samples";
+
 fn path(store: &Path) -> PathBuf {
-    store.join("walship.samples")
+    store.join(FILE)
 }
 
 /// Puts what was kept into the ring. Samples are a convenience: without them seconds are unknown, so a file that can't
@@ -49,7 +51,7 @@ pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        node.blocking("keep the samples", write).await??;
+        trouble::unless_of_disk(node.blocking("keep the samples", write).await?)?;
     }
 }
 
@@ -58,13 +60,14 @@ pub fn write(node: &Node) -> anyhow::Result<()> {
     let slowest = super::retention::holds(node).into_iter().map(|hold| hold.lsn).min();
     node.vitals.samples.forget_below(slowest.unwrap_or(Lsn::INVALID));
     let text = serde_json::to_vec(&node.vitals.samples.all())?;
-    Ok(durable::write(&path(node.store.folder()), &text)?)
+    Ok(node.store.write_beside(FILE, &text)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::WallTime;
+    use crate::durable;
 
     #[test]
     fn what_was_kept_comes_back_and_nonsense_is_no_obstacle() {

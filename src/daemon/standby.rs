@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::promotion;
 use super::request::Request;
-use super::{follow, members, postgres, retention, samples};
+use super::{follow, members, postgres, retention, samples, trouble};
 use crate::feed::{self, ReplyRequests, ServerVersion};
 use crate::pg::{postmaster, sql};
-use crate::store::NodeRole;
+use crate::store::{NodeRole, State};
 
 /// How the life of a standby ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,20 +25,17 @@ pub enum End {
 
 /// Runs until the node ends or is promoted.
 pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> anyhow::Result<End> {
-    node.blocking("note the role", |node| {
-        node.store.update_state(|state| {
-            state.role = Some(NodeRole::Standby);
-            // Promoted, it goes on with what it was told.
-            state.configured = None;
-        })
-    })
-    .await??;
+    let noting = async {
+        trouble::until_noted(&node, "note the role", become_standby).await?;
+        std::future::pending().await
+    };
     node.role.send_replace(NodeRole::Standby);
     let token = node.token.child_token();
     let replies = ReplyRequests::default();
     let feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), replies.clone(), token.clone()));
     // The first that ends by itself has failed: each of them runs as long as the standby.
     let ended = tokio::select! {
+        failed = noting => failed,
         ended = follow_until_promoted(&node, requests, &replies) => ended,
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
@@ -61,6 +58,12 @@ async fn start_postgres(node: &Arc<Node>) -> anyhow::Result<End> {
         postgres::start(&node.config).await?;
     }
     std::future::pending().await
+}
+
+/// What a standby's state says of it. Promoted, it goes on with what it was told.
+fn become_standby(state: &mut State) {
+    state.role = Some(NodeRole::Standby);
+    state.configured = None;
 }
 
 async fn serve_feed(node: Arc<Node>, replies: ReplyRequests, token: CancellationToken) -> anyhow::Result<()> {

@@ -3,36 +3,31 @@
 use crate::clock::WallTime;
 use crate::pg::sql::ServerVersion;
 use crate::pg::{Lsn, TimelineId, postmaster};
-use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, StoreFacts};
+use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, StoreFacts, warnings};
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{ack, policy, retention};
+use super::{ack, policy, retention, trouble};
 use crate::link::message;
+use crate::vitals::Contact;
 
 /// The status of this moment. Blocks: it looks at the file system.
 pub fn of(node: &Node) -> Status {
     let state = node.store.state();
     let timeline = state.newest_timeline().unwrap_or(TimelineId::FIRST);
-    let (mut alarms, mut warnings) = (Vec::new(), Vec::new());
+    let mut warnings = Vec::new();
     let max_bytes = retention::max_bytes(node).unwrap_or_else(|error| {
         warnings.push(format!("{error:#}"));
         0
     });
-    if let Some((epoch, name)) = node.superseded_by() {
-        let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
-        match postmaster::is_running(&node.config.postgres.data_directory) {
-            Ok(false) => warnings.push(format!("{superseded}; join this host again as a standby of {name}")),
-            // It accepts writes that nobody will have.
-            _ => alarms.push(format!("{superseded}; stop PostgreSQL here")),
-        }
-    }
     if let Some(error) = (node.role() == NodeRole::Primary).then(|| policy::not_taken_over(node)).flatten() {
         warnings.push(format!("`ack` in walship.toml is not in effect: {error}"));
     }
-    for member in state.members.iter().filter(|member| member.let_go) {
-        alarms.push(format!("{} was let go when the store was full: seed it anew", member.name));
+    if let Some((epoch, name)) = node.superseded_by().filter(|_| !may_accept_writes(node)) {
+        let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
+        warnings.push(format!("{superseded}; join this host again as a standby of {name}"));
     }
+    warnings.extend(trouble::warning(&node.store.troubles().borrow()));
     let at = *node.store.positions().borrow();
     let about = report::gather::About {
         node: report::Node {
@@ -71,10 +66,48 @@ pub fn of(node: &Node) -> Status {
         members: node.members.borrow().iter().map(member_of).collect(),
         commits: ack::report(node),
         certificate: Some(Certificate { expires: expiry(node) }),
-        alarms,
+        alarms: [own_alarms(node), alarms_of_upstream(node)].concat(),
         warnings,
     };
     report::gather::status(about, &node.vitals)
+}
+
+/// What a person must act on here now, as those who follow this primary are told.
+pub fn alarms(node: &Node) -> Vec<String> {
+    let mut alarms = own_alarms(node);
+    alarms.extend(warnings::capture_stopped(&node.vitals.capture.get().contact));
+    alarms
+}
+
+/// What the numbers alone do not show.
+fn own_alarms(node: &Node) -> Vec<String> {
+    let mut alarms: Vec<String> = trouble::alarm(node, &node.store.troubles().borrow()).into_iter().collect();
+    if let Some((epoch, name)) = node.superseded_by().filter(|_| may_accept_writes(node)) {
+        alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
+    }
+    for member in node.store.state().members.iter().filter(|member| member.let_go) {
+        alarms.push(format!("{} was let go when the store was full: seed it anew", member.name));
+    }
+    alarms
+}
+
+/// Whether writes are accepted here that, of a superseded node, nobody will have.
+fn may_accept_writes(node: &Node) -> bool {
+    !matches!(postmaster::is_running(&node.config.postgres.data_directory), Ok(false))
+}
+
+/// What the primary last said of itself; while it is not heard, that alone is what is known.
+fn alarms_of_upstream(node: &Node) -> Vec<String> {
+    let upstream = node.vitals.receive.get();
+    if node.role() != NodeRole::Standby || !matches!(upstream.contact, Contact::Up { .. }) {
+        return Vec::new();
+    }
+    let members = node.members.borrow();
+    let of = |member: &message::Member| {
+        let named = |alarm: &String| format!("{}: {alarm}", member.name);
+        member.alarms.iter().map(named).collect::<Vec<_>>()
+    };
+    members.iter().filter(|member| member.name == upstream.upstream).flat_map(of).collect()
 }
 
 fn expiry(node: &Node) -> WallTime {

@@ -60,18 +60,28 @@ fn reason(contact: &Contact) -> String {
 
 /// Connections that wait for a person.
 fn stopped(status: &Status) -> impl Iterator<Item = String> {
-    let what = match status.node.role {
-        Role::Primary | Role::Superseded => "capture has stopped, and nothing new is shipped",
-        Role::Standby | Role::Reader => "this node follows no more",
+    let primary = match status.node.role {
+        Role::Primary | Role::Superseded => capture_stopped(&status.primary.contact),
+        Role::Standby | Role::Reader => when_stopped("this node follows no more", &status.primary.contact),
     };
-    let primary = std::iter::once((what.to_owned(), &status.primary.contact));
-    let feed = status.feed.iter().map(|feed| ("PostgreSQL is not fed".to_owned(), &feed.contact));
-    let downstreams =
-        status.downstreams.iter().map(|peer| (format!("{} follows no more", peer.name), &peer.contact));
-    primary.chain(feed).chain(downstreams).filter_map(|(what, contact)| match contact {
+    let feed = status.feed.iter().filter_map(|feed| when_stopped("PostgreSQL is not fed", &feed.contact));
+    let downstreams = status
+        .downstreams
+        .iter()
+        .filter_map(|peer| when_stopped(&format!("{} follows no more", peer.name), &peer.contact));
+    primary.into_iter().chain(feed).chain(downstreams)
+}
+
+/// What is said of a primary's connection to its PostgreSQL that waits for a person.
+pub fn capture_stopped(contact: &Contact) -> Option<String> {
+    when_stopped("capture has stopped, and nothing new is shipped", contact)
+}
+
+fn when_stopped(what: &str, contact: &Contact) -> Option<String> {
+    match contact {
         Contact::Stopped { reason, .. } => Some(format!("{what}: {reason}")),
         _ => None,
-    })
+    }
 }
 
 /// Standbys that are not heard; this node's own silence is the primary's above.

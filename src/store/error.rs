@@ -101,6 +101,12 @@ impl StoreError {
         StoreError::Zstd(error.to_string())
     }
 
+    /// True when the disk under the store did not do what it was told: the store itself keeps and tells that, as its
+    /// [`Troubles`](super::Troubles).
+    pub fn is_of_disk(&self) -> bool {
+        matches!(self, StoreError::File(_) | StoreError::Failed)
+    }
+
     /// True when the disk under the store is full.
     pub fn is_full(&self) -> bool {
         let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];

@@ -25,6 +25,7 @@ mod retention;
 mod seal;
 mod state;
 mod timeline;
+mod trouble;
 mod writer;
 
 use std::fs::File;
@@ -35,7 +36,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::durable;
+use crate::durable::{self, FileError};
 use crate::failpoint;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::policy::Kept;
@@ -47,6 +48,7 @@ pub use index::Mark;
 pub use retention::{Hold, Retention};
 pub use state::{Configured, Member, MemberRole, NodeRole, State};
 pub use timeline::{Branch, TimelineIdentity};
+pub use trouble::{Part, Trouble, Troubles};
 pub use writer::Writer;
 
 use index::Index;
@@ -112,6 +114,9 @@ struct Inner {
     writer_taken: AtomicBool,
     /// Set when an fsync failed: what is on disk is unknown from then on, so nothing more is promised.
     failed: AtomicBool,
+    /// Held during an fsync: of two at once the kernel tells only one that it failed.
+    syncing: Mutex<()>,
+    troubles: watch::Sender<Troubles>,
     _lock: File,
 }
 
@@ -142,11 +147,7 @@ impl Store {
 
     /// What the store in `folder` is, without opening it; `None` where there is none.
     pub fn identity_in(folder: &Path) -> Result<Option<Identity>, StoreError> {
-        let path = folder.join(folder::STATE_FILE);
-        if !path.exists() {
-            return Ok(None);
-        }
-        Ok(Some(Identity::of(&state::read(&path)?)))
+        Ok(Store::state_in(folder)?.as_ref().map(Identity::of))
     }
 
     /// True when `folder` holds a store.
@@ -177,6 +178,8 @@ impl Store {
             policy,
             writer_taken: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            syncing: Mutex::new(()),
+            troubles: watch::Sender::new(Troubles::new()),
             _lock: lock,
         }))
     }
@@ -202,7 +205,8 @@ impl Store {
         if self.0.writer_taken.swap(true, Ordering::AcqRel) {
             return Err(StoreError::WriterTaken);
         }
-        Writer::open(self.clone())
+        let opened = Writer::open(self.clone());
+        self.note_failure(Part::Log, opened)
     }
 
     fn release_writer(&self) {
@@ -217,12 +221,26 @@ impl Store {
             return Ok(self.0.positions.borrow().durable);
         };
         failpoint::hit("store.sync");
-        durable::sync_data(&file, &path)
-            .map_err(StoreError::from)
-            .inspect_err(|error| self.mistrust(error))?;
+        self.sync_file(&file, &path)?;
         self.index().mark_durable(key, &file, appended);
         self.publish();
         Ok(self.0.positions.borrow().durable)
+    }
+
+    /// fsyncs a file of the log.
+    fn sync_file(&self, file: &File, path: &Path) -> Result<(), StoreError> {
+        let _syncing = self.0.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_usable()?;
+        let synced = match failpoint::error("store.fsync") {
+            Some(error) => Err(FileError::new("fsync", path, error)),
+            None => durable::sync_data(file, path),
+        };
+        self.note_failure(Part::Log, synced.map_err(StoreError::from))
+    }
+
+    /// True when an fsync failed: only a restart, which reads back what is on the disk, can go on.
+    pub fn has_failed(&self) -> bool {
+        self.0.failed.load(Ordering::Acquire)
     }
 
     /// A reader of compressed chunks from `lsn` of `timeline`.
@@ -293,7 +311,8 @@ impl Store {
         let mut changed = known.clone();
         change(&mut changed);
         if changed != known {
-            state::write(&self.0.folder.join(folder::STATE_FILE), &changed)?;
+            let written = state::write(&self.0.folder.join(folder::STATE_FILE), &changed);
+            self.note(Part::State, written)?;
             let policy = changed.policy.clone();
             *self.state_guard() = changed;
             self.0.policy.send_if_modified(|known| std::mem::replace(known, policy.clone()) != policy);
@@ -319,16 +338,8 @@ impl Store {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that an fsync failed. The kernel drops what it could not write and calls it clean, so the next fsync
-    /// would succeed and the next read show what is not on disk.
-    fn mistrust(&self, error: &StoreError) {
-        if matches!(error, StoreError::File(error) if error.leaves_disk_unknown()) {
-            self.0.failed.store(true, Ordering::Release);
-        }
-    }
-
     fn check_usable(&self) -> Result<(), StoreError> {
-        if self.0.failed.load(Ordering::Acquire) { Err(StoreError::Failed) } else { Ok(()) }
+        if self.has_failed() { Err(StoreError::Failed) } else { Ok(()) }
     }
 
     /// Tells readers how far the newest timeline reaches now.

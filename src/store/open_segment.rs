@@ -13,7 +13,7 @@ use super::folder::{self, Form};
 use super::index::{Key, Segment};
 use super::recovery::Recovered;
 use super::seal::Seal;
-use super::{Mark, State, StoreError};
+use super::{Mark, State, Store, StoreError};
 use crate::durable::{self, FileError};
 use crate::pg::{Lsn, SegmentSize};
 
@@ -154,16 +154,17 @@ impl OpenSegment {
     }
 
     /// Ends the file for good: at its segment's end, or short where its timeline ends. It is durable afterwards.
-    pub(super) fn seal(mut self, folder: &Path, state: &State) -> Result<Segment, StoreError> {
+    pub(super) fn seal(mut self, store: &Store) -> Result<Segment, StoreError> {
+        let state = store.state();
         let mut output = Vec::new();
         self.close_frame_into(&mut output);
         self.write(&output, self.end.lsn)?;
         let whole = self.end.lsn == state.segment_size.end_lsn(self.key.1);
         let form = if whole { Form::Whole } else { Form::Short };
-        let seal = self.describe(state)?.encode()?;
+        let seal = self.describe(&state)?.encode()?;
         self.file.write_all_at(&seal, self.end.offset).map_err(|e| FileError::new("write", &self.path, e))?;
-        durable::sync_data(&self.file, &self.path)?;
-        let path = folder::segment_path(folder, state.segment_size, self.key, form);
+        store.sync_file(&self.file, &self.path)?;
+        let path = folder::segment_path(store.folder(), state.segment_size, self.key, form);
         durable::rename(&self.path, &path)?;
         Ok(Segment {
             disk_bytes: self.end.offset + seal.len() as u64,

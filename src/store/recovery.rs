@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
 
 use super::codec::{EMPTY_LAST_BLOCK, FrameDecoder, FrameEncoder, block_bytes, frame_header_bytes};
@@ -58,13 +59,15 @@ pub(super) fn recover(path: &Path, key: Key, size: SegmentSize) -> Result<Recove
     let failed = |action| move |e| FileError::new(action, path, e);
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("open"))?;
     let start = size.first_lsn(key.1);
+    // What is read is to be what is on the disk: after an fsync that failed, pages in memory may be all there is.
+    durable::sync_data(&file, path)?;
+    fadvise(&file, 0, None, Advice::DontNeed).map_err(|e| FileError::new("read anew", path, e.into()))?;
     let mut found = inspect(&file, path, start)?;
     if !found.clean {
         mend(&file, path, &found)?;
         found = inspect(&file, path, start)?;
         assert!(found.clean, "{} is still not whole after it was mended", path.display());
     }
-    durable::sync_data(&file, path)?;
     if found.end.lsn > size.end_lsn(key.1) {
         let what = format!("it holds more than a segment of {size}");
         return Err(StoreError::Corrupt { path: path.to_owned(), what });

@@ -4,7 +4,7 @@ use super::cursor::{Chunk, OpenFrame};
 use super::folder::{self, Form};
 use super::index::Key;
 use super::open_segment::OpenSegment;
-use super::{Store, StoreError, TimelineIdentity, cut, recovery};
+use super::{Part, Store, StoreError, TimelineIdentity, cut, recovery};
 use crate::durable;
 use crate::failpoint;
 use crate::pg::{Lsn, TimelineId};
@@ -24,7 +24,7 @@ impl Writer {
         // From here on its drop gives the place back.
         let mut writer = Writer { store: store.clone(), open: None, broken: false };
         store.check_usable()?;
-        writer.reopen().inspect_err(|error| store.mistrust(error))?;
+        writer.reopen()?;
         Ok(writer)
     }
 
@@ -92,10 +92,9 @@ impl Writer {
         assert!(newest.is_none_or(|newest| newest < identity.timeline), "timelines only grow");
         let key = (identity.timeline, size.segment_of(start));
         if let Some(text) = history {
-            let path = self.store.folder().join(identity.timeline.history_file_name());
-            durable::write(&path, text)?;
+            self.add_history(identity.timeline, text)?;
         }
-        let open = self.create_segment(key)?;
+        let open = self.store.note_failure(Part::Log, self.create_segment(key))?;
         self.store.update_state(|state| state.timelines.push(identity))?;
         self.store.index().insert(key, open.as_segment());
         self.open = Some(open);
@@ -105,7 +104,8 @@ impl Writer {
 
     /// Keeps the history of an older timeline, which a standby may ask for.
     pub fn add_history(&mut self, timeline: TimelineId, text: &[u8]) -> Result<(), StoreError> {
-        Ok(durable::write(&self.store.folder().join(timeline.history_file_name()), text)?)
+        let written = durable::write(&self.store.folder().join(timeline.history_file_name()), text);
+        self.store.note_failure(Part::Log, written.map_err(StoreError::from))
     }
 
     /// Ends the newest timeline at `lsn`, where the next one left it: its last segment is sealed short. What lies
@@ -120,7 +120,7 @@ impl Writer {
             self.open = None;
             self.broken = true;
             let cut = cut::cut(&self.store, timeline, lsn);
-            self.open = cut.inspect_err(|error| self.store.mistrust(error))?;
+            self.open = self.store.note_failure(Part::Log, cut)?;
             self.broken = false;
         }
         if let Some(open) = self.open.take() {
@@ -184,8 +184,18 @@ impl Writer {
         }
     }
 
-    /// Appends to the segment at `at` within it, tells readers, and seals it when it is full.
+    /// Appends, and takes note of whether the disk did.
     fn step(
+        &mut self,
+        at: Lsn,
+        append: impl FnOnce(&mut OpenSegment) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let grown = self.grow(at, append);
+        self.store.note(Part::Log, grown)
+    }
+
+    /// Appends to the segment at `at` within it, tells readers, and seals it when it is full.
+    fn grow(
         &mut self,
         at: Lsn,
         append: impl FnOnce(&mut OpenSegment) -> Result<(), StoreError>,
@@ -236,8 +246,7 @@ impl Writer {
     fn seal(&self, open: OpenSegment) -> Result<(), StoreError> {
         let key = open.key;
         failpoint::hit("store.sync"); // a seal makes durable, too
-        let sealed = open.seal(self.store.folder(), &self.store.state());
-        let sealed = sealed.inspect_err(|error| self.store.mistrust(error))?;
+        let sealed = open.seal(&self.store)?;
         self.store.index().insert(key, sealed);
         self.store.publish();
         Ok(())

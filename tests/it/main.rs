@@ -23,6 +23,8 @@ mod crash;
 mod demo;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
+/// A disk that is full: said at once, nothing harmed, and it goes on when there is room.
+mod full_disk;
 /// The harness itself: what it must notice, it notices.
 mod harness_itself;
 /// Joining: what is looked at before anything is made, and who may run it.

@@ -234,6 +234,9 @@ pub struct Member {
     pub positions: Option<Positions>,
     /// When it was last heard, by the primary's clock.
     pub last_seen: Option<WallTime>,
+    /// What a person must act on there now; of the primary alone, which makes the list.
+    #[serde(default)]
+    pub alarms: Vec<String>,
 }
 
 /// A node's account of itself.

@@ -55,6 +55,7 @@ fn one_of_each() -> Vec<Message> {
         role: Role::Standby,
         positions: Some(positions),
         last_seen: Some(now),
+        alarms: vec!["the store is full".into()],
     };
     let answer = Answer {
         node: "db2".into(),

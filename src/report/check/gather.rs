@@ -10,10 +10,11 @@ use rustix::fs::{Access, access, statvfs};
 
 use super::{Certificates, Facts, Host, Listen, Problem, Server, Sidecar, Space, settings};
 use crate::clock::WallTime;
+use crate::fault;
 use crate::pg::Conninfo;
 use crate::pg::replication::{Replication, ReplicationError};
 use crate::pg::sql::{Grant, Sql, SqlError};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 use crate::tls::{Credentials, Files};
 
 /// The name under which the replication connection is tried; nobody synchronous listens to it.
@@ -136,7 +137,9 @@ fn host(subject: &Subject, setting: Option<&Path>, listen: Listen, now: WallTime
         store: subject.store.clone(),
         store_is_inside: is_inside(&subject.store, data),
         store_problem: store_problem(&subject.store),
-        has_state: Store::state_in(&subject.store).map(|state| state.is_some()).map_err(|e| in_full(&e)),
+        has_state: Store::state_in(&subject.store)
+            .map(|state| state.is_some())
+            .map_err(|e| fault::in_full(&e)),
         space: space(&subject.store, metadata.as_ref().map(MetadataExt::dev)),
         certificates: certificates(&subject.store, now),
         listen,
@@ -175,11 +178,6 @@ fn store_problem(store: &Path) -> Option<String> {
             .err()
             .map(|error| io::Error::from(error).to_string()),
     }
-}
-
-fn in_full(error: &StoreError) -> String {
-    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn space(store: &Path, data_device: Option<u64>) -> Option<Space> {

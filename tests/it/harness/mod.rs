@@ -7,6 +7,7 @@
 
 mod command;
 mod content;
+mod disk;
 mod life;
 mod log;
 mod node;
@@ -15,6 +16,7 @@ mod test;
 
 pub use command::Finished;
 pub use content::everything_below;
+pub use disk::{Disk, ran_with_own_mounts};
 pub use log::Log;
 pub use node::Node;
 pub use sidecar::Sidecar;
