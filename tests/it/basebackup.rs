@@ -9,6 +9,7 @@ use walship::pg::Lsn;
 use walship::pg::checksum::PAGE_BYTES;
 use walship::restore::target::MARKER_FILE;
 
+use crate::harness::tools::verify_backup;
 use crate::harness::{Finished, Node, PATIENCE, Sidecar, Test, eventually};
 
 /// A running server with some rows.
@@ -17,13 +18,6 @@ async fn source(test: &Test) -> Cluster {
     let rows = "SELECT n, repeat(md5(n::text), 5) AS text FROM generate_series(1, 20000) AS n";
     cluster.sql(&format!("CREATE TABLE plain AS {rows}; CREATE INDEX ON plain (text)")).await.unwrap();
     cluster
-}
-
-/// Runs PostgreSQL's own verification of a copy.
-async fn verify(cluster: &Cluster, copy: &Path, arguments: &[&str]) {
-    let mut verify = cluster.account().command(cluster.binaries().program("pg_verifybackup"));
-    verify.args(arguments).arg(copy);
-    cluster.run(verify).await.unwrap();
 }
 
 /// Starts a copy in `FOLDER/data`, with a socket of its own.
@@ -68,7 +62,7 @@ async fn a_copy_of_this_hosts_postgresql_needs_no_sidecar() {
     let phases = ["base backup: connecting", "base backup: copying", " files in "];
     assert!(phases.iter().all(|phase| finished.stderr.contains(phase)), "{}", finished.stderr);
     assert!(!finished.stderr.contains('\x1b') && !finished.stderr.contains("hint:"), "{}", finished.stderr);
-    verify(&source, &target, &[]).await;
+    verify_backup(&source, &target, &[]).await;
     let label = std::fs::read_to_string(target.join("backup_label")).unwrap();
     assert!(label.contains("LABEL: it's\n"), "{label}");
     is_done_with_it(&source).await;
@@ -102,7 +96,7 @@ async fn with_a_configuration_no_flag_is_needed_and_the_copy_can_be_a_standby_of
     assert!(!test.folder().join("copy").exists());
     let finished = test.walship(&[&plain[..], &["--primary-conninfo", &conninfo, "-j", "1"]].concat()).await;
     assert_eq!(finished.exited_with(0).stderr, "", "without -P and a terminal there is nothing to say");
-    verify(&source, &test.folder().join("copy/data"), &[]).await;
+    verify_backup(&source, &test.folder().join("copy/data"), &[]).await;
     let copy = start(&test, &test.folder().join("copy")).await;
     source.sql("INSERT INTO plain VALUES (-1, 'later')").await.unwrap();
     copy.wait_until("SELECT count(*) = 1 FROM plain WHERE n = -1", PATIENCE).await.unwrap();
@@ -112,7 +106,7 @@ async fn with_a_configuration_no_flag_is_needed_and_the_copy_can_be_a_standby_of
     let without = ["basebackup", "-D", "without", "--no-wal", "-c", "fast"];
     let stdout = test.walship(&without).await.succeeded();
     assert!(stdout.contains("needs WAL from"), "{stdout}");
-    verify(&source, &test.folder().join("without"), &["--no-parse-wal"]).await;
+    verify_backup(&source, &test.folder().join("without"), &["--no-parse-wal"]).await;
 }
 
 #[tokio::test]
@@ -130,7 +124,7 @@ async fn damaged_pages_are_named_and_the_copy_is_complete() {
     );
     assert!(finished.stderr.contains(&named), "{}", finished.stderr);
     assert!(finished.stdout.contains("is complete"), "{}", finished.stdout);
-    verify(&source, &test.folder().join("copy"), &[]).await;
+    verify_backup(&source, &test.folder().join("copy"), &[]).await;
 }
 
 #[tokio::test]
@@ -153,7 +147,7 @@ async fn a_cancelled_copy_ends_the_backup_and_cannot_start() {
     assert!(half.start().await.is_err());
 
     test.walship(&arguments).await.succeeded();
-    verify(&source, &copy, &[]).await;
+    verify_backup(&source, &copy, &[]).await;
 }
 
 #[tokio::test]
@@ -233,7 +227,7 @@ async fn a_reader_copies_from_the_primarys_sidecar_under_load() {
         test.walship(&["basebackup", "--bundle", &bundle, "-D", "copy/data", "-P"]).await.exited_with(0);
     assert!(finished.stderr.contains(" over the wire\n"), "{}", finished.stderr);
     let ledger = workload.stop().await;
-    verify(&node.cluster, &test.folder().join("copy/data"), &[]).await;
+    verify_backup(&node.cluster, &test.folder().join("copy/data"), &[]).await;
     serves_no_backup(&node).await;
     let copy = start(&test, &test.folder().join("copy")).await;
     let end = stop_lsn(&finished.stdout);
@@ -243,7 +237,7 @@ async fn a_reader_copies_from_the_primarys_sidecar_under_load() {
     let (listen, config) = (node.listen().to_string(), text(&node.config_file()));
     let own = ["basebackup", "--from", &listen, "--config", &config, "-D", "again"];
     test.walship(&own).await.succeeded();
-    verify(&node.cluster, &test.folder().join("again"), &[]).await;
+    verify_backup(&node.cluster, &test.folder().join("again"), &[]).await;
     let status = node.walship(&["status", "--format", "json"]).await.succeeded();
     assert!(!status.contains("reports"), "{status}");
 }
@@ -298,5 +292,5 @@ async fn a_copy_that_is_cut_off_at_either_end_cannot_start_and_is_taken_again() 
         Ok(())
     })
     .await;
-    verify(&node.cluster, &test.folder().join("copy/data"), &[]).await;
+    verify_backup(&node.cluster, &test.folder().join("copy/data"), &[]).await;
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use walship::capture::{self, Back, CaptureError, Options};
 use walship::demo::ledger::{Workload, WorkloadOptions};
 use walship::demo::{Cluster, ClusterOptions, StopMode};
+use walship::pg::control::{ClusterState, ControlFile};
 use walship::pg::sql::Sql;
 use walship::pg::{Conninfo, Levels, Lsn, SegmentNumber, TimelineId};
 use walship::store::{Branch, NewStore, RawStep, Store, Visibility};
@@ -205,9 +206,9 @@ async fn a_server_stops_at_once_and_its_last_record_is_in_the_store() {
         assert!(took < Duration::from_secs(15), "round {round}: {took:?}");
         workload.stop().await;
 
-        let checkpoint = control_value(&fixture.cluster, "Latest checkpoint location").await;
-        assert_eq!(control_value(&fixture.cluster, "Database cluster state").await, "shut down");
-        let checkpoint: Lsn = checkpoint.parse().unwrap();
+        let control = ControlFile::read(&fixture.cluster.data_directory()).unwrap();
+        let (state, checkpoint) = (control.state, control.checkpoint_lsn);
+        assert_eq!(state, ClusterState::ShutDown);
         let durable = store.positions().borrow().durable;
         assert!(durable > checkpoint, "{durable} is not past the shutdown checkpoint at {checkpoint}");
         assert_eq!(store.last_record_end(TimelineId(1)).unwrap(), Some(durable));
@@ -219,14 +220,6 @@ async fn a_server_stops_at_once_and_its_last_record_is_in_the_store() {
     stop.args(["stop", "-m", "smart", "-t", "15", "-D"]).arg(fixture.cluster.data_directory());
     fixture.cluster.run(stop).await.unwrap();
     capture.cancelled().await;
-}
-
-async fn control_value(cluster: &Cluster, name: &str) -> String {
-    let mut control = cluster.account().command(cluster.binaries().program("pg_controldata"));
-    control.arg(cluster.data_directory());
-    let output = String::from_utf8(cluster.run(control).await.unwrap().stdout).unwrap();
-    let value = output.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    value.unwrap().trim().to_owned()
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ use walship::pg::{Conninfo, History, Lsn, SegmentNumber, SegmentSize, TimelineId
 use walship::store::{NewStore, Store, StoreError, TimelineIdentity, Writer};
 use walship::vitals::Vitals;
 
+use crate::harness::tools;
+
 const SEGMENT_BYTES: u64 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -362,6 +364,7 @@ async fn a_record_that_was_cut_off_with_the_primary_harms_nobody() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pg_receivewal_gets_the_segments_of_the_primary() {
     let (scene, writer) = Scene::new(0).await;
+    let Some(mut receive) = tools::client(&scene.primary, "pg_receivewal") else { return };
     let start = scene.store.positions().borrow().start;
     let pumping = pump(replication(&scene.primary).await, writer);
     let feeding = scene.feed();
@@ -380,7 +383,6 @@ async fn pg_receivewal_gets_the_segments_of_the_primary() {
     let before = target.join(size.file_name(TimelineId(1), SegmentNumber(first - 1)));
     std::fs::write(&before, vec![0; SEGMENT_BYTES as usize]).unwrap();
     scene.account.own(&before).unwrap();
-    let mut receive = scene.account.command(scene.binaries.program("pg_receivewal"));
     receive.arg("-D").arg(&target).arg("-h").arg(scene.feed_folder());
     receive.args(["-p", "5432", "-U", "anyone", "--no-loop", "--endpos", &end.to_string()]);
     scene.primary.run(receive).await.unwrap();

@@ -15,17 +15,8 @@ const NOTHING: Behind = Behind { bytes: Amount::Known(0), time: Amount::Known(Du
 
 async fn clusters(test: &Test) -> (Cluster, Cluster) {
     let primary = test.cluster("p", ClusterOptions::default()).await;
-    let standby = test.empty_cluster("s");
-    let mut copy = standby.account().command(standby.binaries().program("pg_basebackup"));
     let upstream = format!("{} application_name=db2", primary.conninfo());
-    copy.args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf", "--dbname", &upstream, "--pgdata"]);
-    copy.arg(standby.data_directory());
-    standby.run(copy).await.unwrap();
-    let socket = standby.socket_folder();
-    standby
-        .append_to("postgresql.conf", &format!("unix_socket_directories = '{}'\n", socket.display()))
-        .unwrap();
-    standby.start().await.unwrap();
+    let standby = test.plain_standby("s", &primary, &upstream).await;
     (primary, standby)
 }
 

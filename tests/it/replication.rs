@@ -108,17 +108,7 @@ async fn refusals_are_sorted() {
 async fn the_end_of_a_timeline_names_the_next_one() {
     let test = Test::new();
     let primary = test.cluster("db1", ClusterOptions::default()).await;
-    let standby = {
-        let standby = test.empty_cluster("db2");
-        let mut backup = test.account.command(test.binaries.program("pg_basebackup"));
-        backup.args(["--checkpoint=fast", "--write-recovery-conf", "--no-sync", "--dbname"]);
-        backup.arg(primary.conninfo()).arg("--pgdata").arg(standby.data_directory());
-        standby.run(backup).await.unwrap();
-        let socket = format!("unix_socket_directories = '{}'\n", standby.socket_folder().display());
-        standby.append_to("postgresql.conf", &socket).unwrap();
-        standby.start().await.unwrap();
-        standby
-    };
+    let standby = test.plain_standby("db2", &primary, &primary.conninfo()).await;
     let mut connection = connect(&standby).await;
     let replayed = connection.identify_system().await.unwrap().flushed;
     let mut received = replayed.align_down(1 << 20);

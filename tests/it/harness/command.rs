@@ -1,5 +1,6 @@
 //! The walship program under test: where it is, and one run of it from start to end.
 
+use std::ffi::OsString;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,17 +9,19 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use walship::demo::Account;
+use walship::pg::binaries::OVERRIDE_VARIABLE;
 
 use super::PATIENCE;
 
 /// What cargo built.
 const BUILT: &str = env!("CARGO_BIN_EXE_walship");
 
-/// A walship command, as the account that PostgreSQL runs as, without the caller's `WALSHIP_…` variables.
+/// A walship command, as the account that PostgreSQL runs as, without the caller's `WALSHIP_…` variables but for the
+/// one that says which PostgreSQL is tested.
 pub fn walship(account: &Account) -> Command {
     let mut command = account.command(program(account));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"WALSHIP_"))
-    {
+    let is_ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"WALSHIP_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(name) && name != OVERRIDE_VARIABLE) {
         command.env_remove(name);
     }
     command

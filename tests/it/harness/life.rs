@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::ensure;
 use walship::demo::{ClusterOptions, StopMode, digest};
 use walship::pg::Lsn;
+use walship::pg::control::ControlFile;
 use walship::report::{Role, Status, json};
 
 use super::{Finished, Node, PATIENCE, Test, eventually};
@@ -155,13 +156,9 @@ impl Node {
         text.lines().next().unwrap().to_owned()
     }
 
-    /// A line of `pg_controldata`.
-    pub fn control(&self, name: &str) -> String {
-        let mut command = self.cluster.account().command(self.cluster.binaries().program("pg_controldata"));
-        let output = command.arg(self.cluster.data_directory()).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().to_owned()
+    /// What its control file says.
+    pub fn control(&self) -> ControlFile {
+        ControlFile::read(&self.cluster.data_directory()).unwrap()
     }
 
     /// The host is gone: both processes, at once.

@@ -13,6 +13,7 @@ mod log;
 mod node;
 mod sidecar;
 mod test;
+pub mod tools;
 
 pub use command::Finished;
 pub use content::everything_below;

@@ -75,6 +75,20 @@ impl Test {
         Cluster::at(&self.folder.join(name), &self.binaries, &self.account).unwrap()
     }
 
+    /// A standby that PostgreSQL alone keeps, started; `primary_conninfo` is where it gets its WAL.
+    pub async fn plain_standby(&self, name: &str, primary: &Cluster, primary_conninfo: &str) -> Cluster {
+        let standby = self.empty_cluster(name);
+        let (source, copy) = (primary.data_directory(), standby.data_directory());
+        let (source, copy) = (source.to_str().unwrap(), copy.to_str().unwrap());
+        let make =
+            ["basebackup", "--pgdata", source, "-D", copy, "-R", "--primary-conninfo", primary_conninfo];
+        self.walship(&make).await.succeeded();
+        let socket = format!("unix_socket_directories = '{}'\n", standby.socket_folder().display());
+        standby.append_to("postgresql.auto.conf", &socket).unwrap();
+        standby.start().await.unwrap();
+        standby
+    }
+
     /// Runs walship to its end, in the test's folder.
     pub async fn walship(&self, arguments: &[&str]) -> Finished {
         let mut command = command::walship(&self.account);
