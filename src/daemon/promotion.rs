@@ -156,9 +156,9 @@ pub async fn carry_out(
     let started = Instant::now();
     let sql = Sql::connect(&node.conninfo).await.context("ask this node's PostgreSQL")?;
     let already = !sql.is_in_recovery().await?;
-    let end = node.blocking("fsync the store", |node| node.store.sync()).await??;
+    node.blocking("fsync the store", |node| node.store.sync()).await??;
     if !already {
-        drain(node, &sql, end, request, replies).await?;
+        drain(node, &sql, request, replies).await?;
         failpoint::hit("promote-drained");
         let slot = &node.config.slot;
         capture::slot::hold(&sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
@@ -220,11 +220,12 @@ pub fn act_as_primary(node: &Node) {
     node.role.send_replace(NodeRole::Primary);
 }
 
-/// Waits until PostgreSQL has flushed all of the store and replayed its last whole record.
+/// Waits until PostgreSQL has replayed the last whole record of the store: nothing that can be replayed lies past it.
+/// PostgreSQL itself is asked, for it may have that record and stream nothing: from a base backup, whose WAL reaches
+/// further than a store that was cut off, it waits for the store to come up to where it would go on (since 17.12, 18.6).
 async fn drain(
     node: &Arc<Node>,
     sql: &Sql,
-    end: Lsn,
     request: &Request,
     replies: &ReplyRequests,
 ) -> anyhow::Result<()> {
@@ -240,24 +241,21 @@ async fn drain(
         sql.resume_replay().await?;
     }
     request.say(format!("waiting until PostgreSQL has replayed up to {last}")).await;
-    let mut progress = (Lsn::INVALID, Lsn::INVALID);
-    let mut advanced_at = Instant::now();
+    let (mut progress, mut advanced_at) = (None, Instant::now());
     loop {
+        // Not needed here: so that `walship status` shows meanwhile how it gets on.
         replies.ask();
-        let fed = node.vitals.feed.get();
-        // What the store holds PostgreSQL may have had from an earlier walship, and then asks for nothing.
-        if fed.flushed_lsn >= end && fed.replayed_lsn >= last {
+        let replayed = sql.replay().await?.and_then(|replay| replay.replayed_lsn);
+        if replayed.is_some_and(|replayed| replayed >= last) {
             return Ok(());
         }
-        if (fed.flushed_lsn, fed.replayed_lsn) != progress {
-            progress = (fed.flushed_lsn, fed.replayed_lsn);
-            advanced_at = Instant::now();
+        if replayed != progress {
+            (progress, advanced_at) = (replayed, Instant::now());
         }
         if advanced_at.elapsed() > DRAIN_STALL {
-            let (flushed, replayed) = progress;
+            let (seconds, replayed) = (DRAIN_STALL.as_secs(), progress.unwrap_or(Lsn::INVALID));
             return Err(anyhow::anyhow!(
-                "PostgreSQL has not moved for {} s: it flushed {flushed} of {end} and replayed {replayed} of {last}",
-                DRAIN_STALL.as_secs()
+                "PostgreSQL has not moved for {seconds} s: it replayed {replayed} of {last}"
             ))
             .hint("Look at its log, and whether its replay is paused or delayed; the node goes on as a standby.");
         }

@@ -7,6 +7,7 @@
 //! * WAL that may still come is waited for with keepalives, never answered by an error.
 //! * A stream is cut only where PostgreSQL would cut it: [`source`] gives what ends at a safe cut, [`stream`] splits
 //!   it at page boundaries.
+//! * A record is sent when all of it is there: [`whole`] says what becomes of a standby that has half of one.
 //!
 //! Each client has a task; the store's files are read on blocking threads.
 
@@ -18,6 +19,7 @@ mod reporter;
 mod session;
 mod source;
 mod stream;
+mod whole;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

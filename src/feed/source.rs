@@ -1,7 +1,8 @@
 //! WAL out of the store for one stream, in pieces that may be sent as they are.
 //!
 //! The store is read on blocking threads; between reads a source waits for the store to grow. A position beyond the
-//! store's end is waited for too: the standby may be ahead of us, and that is no error.
+//! store's end is waited for too: the standby may be ahead of us, and that is no error. Records are given whole:
+//! [`whole`](super::whole) says why.
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+use super::whole::{Held, Scan};
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{Positions, RawCursor, RawStep, Store, StoreError, Visibility};
 
@@ -35,19 +37,33 @@ pub(super) enum Piece {
 
 /// A position in one timeline of the store, and the reading from there.
 pub(super) struct Source {
-    store: Store,
     tasks: TaskTracker,
-    timeline: TimelineId,
-    lsn: Lsn,
-    cursor: Option<RawCursor>,
-    reading: Option<JoinHandle<(Option<RawCursor>, Found)>>,
+    reader: Option<Box<Reader>>,
+    reading: Option<JoinHandle<(Box<Reader>, Found)>>,
+    held: Held,
     positions: watch::Receiver<Positions>,
     at_end: bool,
 }
 
+/// The blocking half: where the next read begins, and what it needs.
+struct Reader {
+    store: Store,
+    timeline: TimelineId,
+    lsn: Lsn,
+    cursor: Option<RawCursor>,
+    scan: Scan,
+}
+
 /// What one read found.
 enum Found {
-    Piece(Piece),
+    /// WAL, which follows on what was found before.
+    Wal {
+        data: Bytes,
+        /// Below here all records are whole.
+        whole_lsn: Option<Lsn>,
+    },
+    /// Something that no WAL follows.
+    Last(Piece),
     Nothing,
 }
 
@@ -55,12 +71,14 @@ impl Source {
     /// A source from `lsn` of `timeline`, whose reads `tasks` keeps track of.
     pub(super) fn new(store: Store, tasks: TaskTracker, timeline: TimelineId, lsn: Lsn) -> Source {
         let positions = store.positions();
-        Source { store, tasks, timeline, lsn, cursor: None, reading: None, positions, at_end: false }
+        let reader = Reader { store, timeline, lsn, cursor: None, scan: Scan::new(lsn) };
+        let (reader, held) = (Some(Box::new(reader)), Held::new(lsn));
+        Source { tasks, reader, reading: None, held, positions, at_end: false }
     }
 
-    /// How far has been read.
+    /// How far was given.
     pub(super) fn lsn(&self) -> Lsn {
-        self.lsn
+        self.held.given_lsn()
     }
 
     /// How far the store is durable, on its newest timeline.
@@ -72,66 +90,79 @@ impl Source {
     /// returned by the next call.
     pub(super) async fn next(&mut self) -> anyhow::Result<Piece> {
         loop {
+            if let Some((start_lsn, data)) = self.held.take() {
+                return Ok(Piece::Wal { start_lsn, data });
+            }
             if self.at_end {
                 self.positions.changed().await.context("wait for the store to grow")?;
                 self.at_end = false;
             }
-            if self.reading.is_none() {
+            if let Some(mut reader) = self.reader.take() {
                 // What changes from here on is a change to be waited for.
                 self.positions.mark_unchanged();
-                let (store, cursor, timeline, lsn) =
-                    (self.store.clone(), self.cursor.take(), self.timeline, self.lsn);
-                self.reading = Some(self.tasks.spawn_blocking(move || read(&store, cursor, timeline, lsn)));
+                self.reading = Some(self.tasks.spawn_blocking(move || {
+                    let found = reader.read();
+                    (reader, found)
+                }));
             }
-            let Some(reading) = self.reading.as_mut() else { continue };
+            let reading = self.reading.as_mut().context("an earlier read of the store failed")?;
             let read = reading.await;
             self.reading = None;
-            let (cursor, found) = read.context("read the store")?;
-            self.cursor = cursor;
+            let (reader, found) = read.context("read the store")?;
+            self.reader = Some(reader);
             match found {
                 Found::Nothing => self.at_end = true,
-                Found::Piece(piece) => {
-                    if let Piece::Wal { start_lsn, data } = &piece {
-                        // PostgreSQL does not check this: a gap would be replayed.
-                        let (start_lsn, lsn) = (*start_lsn, self.lsn);
-                        anyhow::ensure!(start_lsn == lsn, "the store gave {start_lsn} where {lsn} was due");
-                        self.lsn = start_lsn + data.len() as u64;
+                Found::Wal { data, whole_lsn } => self.held.put(data, whole_lsn),
+                Found::Last(piece) => {
+                    if let Piece::Switched { lsn, .. } = piece {
+                        self.held.end_at(lsn);
                     }
-                    return Ok(piece);
+                    match self.held.take() {
+                        // The next read finds the end again.
+                        Some((start_lsn, data)) => return Ok(Piece::Wal { start_lsn, data }),
+                        None => return Ok(piece),
+                    }
                 }
             }
         }
     }
 }
 
-/// Reads one step, never past the end of the timeline. Blocks.
-fn read(
-    store: &Store,
-    cursor: Option<RawCursor>,
-    timeline: TimelineId,
-    lsn: Lsn,
-) -> (Option<RawCursor>, Found) {
-    let switch = store.switch_of(timeline);
-    if let Some((next, switch_lsn)) = switch
-        && lsn >= switch_lsn
-    {
-        return (None, Found::Piece(Piece::Switched { next, lsn: switch_lsn }));
-    }
-    let mut cursor = match cursor.map_or_else(|| open(store, timeline, lsn), Ok) {
-        Ok(cursor) => cursor,
-        Err(error) => return (None, on_error(error)),
-    };
-    match cursor.next() {
-        Ok(RawStep::Bytes { start, mut data }) => {
-            if let Some((_, switch_lsn)) = switch {
-                let room = usize::try_from(switch_lsn.bytes_since(start)).unwrap_or(usize::MAX);
-                data.truncate(room);
-            }
-            (Some(cursor), Found::Piece(Piece::Wal { start_lsn: start, data }))
+impl Reader {
+    /// Reads one step, never past the end of the timeline. Blocks.
+    fn read(&mut self) -> Found {
+        let switch = self.store.switch_of(self.timeline);
+        if let Some((next, lsn)) = switch.filter(|(_, lsn)| self.lsn >= *lsn) {
+            return Found::Last(Piece::Switched { next, lsn });
         }
-        Ok(RawStep::AtEnd) => (Some(cursor), Found::Nothing),
-        Ok(RawStep::Switched { next, lsn }) => (None, Found::Piece(Piece::Switched { next, lsn })),
-        Err(error) => (None, on_error(error)),
+        let opened = match self.cursor.take() {
+            Some(cursor) => Ok(cursor),
+            None => open(&self.store, self.timeline, self.lsn),
+        };
+        let mut cursor = match opened {
+            Ok(cursor) => cursor,
+            Err(error) => return on_error(error),
+        };
+        match cursor.next() {
+            Ok(RawStep::Bytes { start, mut data }) => {
+                // PostgreSQL does not check this: a gap would be replayed.
+                assert_eq!(start, self.lsn, "the store gave another position than was due");
+                if let Some((_, switch_lsn)) = switch {
+                    let room = usize::try_from(switch_lsn.bytes_since(start)).unwrap_or(usize::MAX);
+                    data.truncate(room);
+                }
+                self.cursor = Some(cursor);
+                self.lsn = start + data.len() as u64;
+                let whole_lsn = self.scan.push(&data, self.lsn);
+                Found::Wal { data, whole_lsn }
+            }
+            Ok(RawStep::AtEnd) => {
+                self.cursor = Some(cursor);
+                Found::Nothing
+            }
+            Ok(RawStep::Switched { next, lsn }) => Found::Last(Piece::Switched { next, lsn }),
+            Err(error) => on_error(error),
+        }
     }
 }
 
@@ -139,7 +170,7 @@ fn read(
 fn on_error(error: StoreError) -> Found {
     match error {
         StoreError::Beyond { .. } => Found::Nothing,
-        error => Found::Piece(Piece::Failed(error)),
+        error => Found::Last(Piece::Failed(error)),
     }
 }
 

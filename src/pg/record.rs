@@ -108,6 +108,15 @@ impl RecordScanner {
         self.last_record_end.max(Some(page).filter(|page| page.is_valid()))
     }
 
+    /// The furthest position below which every record that was pushed is whole: the end of all that was pushed, unless
+    /// that lies in a record. `None` in the tail of a record whose beginning was not seen.
+    pub fn whole(&self) -> Option<Lsn> {
+        match self.within {
+            Within::Gap | Within::Void => Some(self.position),
+            Within::UnseenTail { .. } | Within::Header { .. } | Within::Body { .. } => self.last_record_end,
+        }
+    }
+
     /// Takes the next bytes.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), RecordError> {
         while !bytes.is_empty() {

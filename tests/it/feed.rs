@@ -12,7 +12,7 @@ use walship::demo::{Account, Binaries, Cluster, ClusterOptions, StopMode};
 use walship::feed::{self, ReplyRequests, ServerVersion};
 use walship::pg::message::copy::{FromClient, Status};
 use walship::pg::replication::{Event, Replication, Started};
-use walship::pg::{Conninfo, History, Lsn, SegmentNumber, SegmentSize, TimelineId, WAL_PAGE_BYTES};
+use walship::pg::{Conninfo, History, Lsn, SegmentNumber, SegmentSize, TimelineId};
 use walship::store::{NewStore, Store, StoreError, TimelineIdentity, Writer};
 use walship::vitals::Vitals;
 
@@ -204,25 +204,34 @@ async fn go_on_with(promoted: &Cluster, writer: Writer) -> (Lsn, Running<Writer>
     (fork, pump(connection, writer.await))
 }
 
-/// Moves WAL into the store until a part of a record longer than a message is there, and no more.
-async fn pump_half_a_record(primary: &Cluster, mut writer: Writer) -> Writer {
+/// Moves WAL into the store up to a segment's end that falls into a record: PostgreSQL flushes there, wherever in a
+/// record that is, so that a primary may be lost just then.
+async fn pump_to_the_middle_of_a_record(primary: &Cluster, mut writer: Writer) -> Writer {
     let (timeline, end) = writer.end().unwrap();
     let started = replication(primary).await.start(timeline, end).await.unwrap();
     let Started::Streaming(mut incoming, _outgoing) = started else { panic!("{end} is an end") };
     let long = "SELECT pg_logical_emit_message(true, 'long', repeat('x', 900000))";
+    let boundary = loop {
+        let begun = lsn(primary, "pg_current_wal_lsn()").await;
+        let boundary = begun.next_multiple(SEGMENT_BYTES);
+        if boundary - begun < 800_000 {
+            break boundary;
+        }
+        primary.sql("SELECT pg_logical_emit_message(true, 'short', repeat('x', 100000))").await.unwrap();
+    };
     primary.sql(long).await.unwrap();
     loop {
         let event = tokio::time::timeout(PATIENCE, incoming.next()).await.unwrap().unwrap();
         let Event::Wal(wal) = event else { continue };
-        let half = (wal.start_lsn + wal.data.len() as u64 / 2).align_down(WAL_PAGE_BYTES);
-        let is_long = wal.data.len() > 100_000;
-        let data = if is_long { wal.data.slice(..(half - wal.start_lsn) as usize) } else { wal.data };
+        let room = (boundary - wal.start_lsn) as usize;
+        let data = wal.data.slice(..wal.data.len().min(room));
+        let is_full = data.len() == room;
         let append = write(writer, move |writer| {
             writer.append(wal.start_lsn, &data)?;
             writer.sync().map(drop)
         });
         writer = append.await;
-        if is_long {
+        if is_full {
             return writer;
         }
     }
@@ -343,16 +352,17 @@ async fn a_record_that_was_cut_off_with_the_primary_harms_nobody() {
     scene.follows(follower, &scene.primary).await;
     let receiver = follower.value("SELECT pid FROM pg_stat_wal_receiver").await.unwrap();
 
-    let writer = pump_half_a_record(&scene.primary, pumping.stop().await).await;
+    let writer = pump_to_the_middle_of_a_record(&scene.primary, pumping.stop().await).await;
     scene.primary.kill().await.unwrap();
-    let end = scene.store_end();
+    let (end, last) = (scene.store_end(), scene.store.last_record_end(TimelineId(1)).unwrap().unwrap());
+    assert!(last < end && end == end.align_down(SEGMENT_BYTES), "{last} {end}");
     for standby in [winner, follower] {
-        let received = format!("SELECT flushed_lsn >= '{end}' FROM pg_stat_wal_receiver");
+        let received = format!("SELECT flushed_lsn = '{last}' FROM pg_stat_wal_receiver");
         standby.wait_until(&received, PATIENCE).await.unwrap();
     }
     winner.promote().await.unwrap();
     let (fork, pumping) = go_on_with(winner, writer).await;
-    assert!(fork < end, "all of {end} was a whole record");
+    assert_eq!(fork, last);
     insert(winner, 5_000).await;
     scene.follows(follower, winner).await;
     assert_eq!(follower.value("SELECT pid FROM pg_stat_wal_receiver").await.unwrap(), receiver);

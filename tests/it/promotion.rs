@@ -290,3 +290,21 @@ async fn promoted_before_the_members_were_noted_it_knows_them_all_the_same() {
     write(&db3, "after").await;
     db2.equals(&db3).await;
 }
+
+#[tokio::test]
+async fn a_postgresql_that_has_all_already_need_not_stream_to_be_promoted() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    write(&db1, "before").await;
+    db2.follows(&db1).await;
+    db1.dies().await;
+    db2.cluster.sql("ALTER SYSTEM SET primary_conninfo = ''").await.unwrap();
+    db2.cluster.sql("SELECT pg_reload_conf()").await.unwrap();
+    // A new process knows nothing of what the feed gave.
+    db2.sidecar.terminate().await;
+    db2.run().await;
+    let done = db2.walship(&["promote"]).await.succeeded();
+    assert!(done.contains("db2 is the primary of epoch 1"), "{done}");
+    assert_eq!(db2.cluster.value("SELECT count(*) FROM before").await.unwrap(), "1000");
+}
