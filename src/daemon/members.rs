@@ -179,14 +179,13 @@ pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
     loop {
         // Cancellation-safe: the list is in the channel until it was noted.
         members.changed().await?;
+        // At once, and only what is new: a standby that is stopped or lost now must know later whom to ask.
         members.mark_unchanged();
         let noted = node.blocking("keep the members", |node| {
             failpoint::hit("members-note");
             note(node)
         });
         trouble::unless_of_disk(noted.await?)?;
-        // The primary makes a new list every second; more often than this nobody needs it on disk.
-        tokio::time::sleep(PUBLISH_EVERY).await;
     }
 }
 
