@@ -231,6 +231,9 @@ pub struct Sample {
     pub lsn: Lsn,
     /// By the primary's clock.
     pub time: WallTime,
+    /// Nobody looked between the sample before and this one, so the WAL may have got there long before.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub after_gap: bool,
 }
 
 impl Samples {
@@ -247,10 +250,16 @@ impl Samples {
         ring.push_back(sample);
         if ring.len() > Samples::LIMIT {
             let half = ring.len() / 2;
-            let mut index = 0;
-            ring.retain(|_| {
+            let (mut index, mut gap) = (0, false);
+            // A gap before one that goes is one before the next.
+            ring.retain_mut(|sample| {
                 index += 1;
-                index > half || index % 2 == 0
+                gap |= sample.after_gap;
+                let stays = index > half || index % 2 == 0;
+                if stays {
+                    sample.after_gap = std::mem::take(&mut gap);
+                }
+                stays
             });
         }
     }
@@ -286,7 +295,7 @@ mod tests {
     use super::*;
 
     fn sample(lsn: u64, seconds: i64) -> Sample {
-        Sample { lsn: Lsn(lsn), time: WallTime { unix_micros: seconds * 1_000_000 } }
+        Sample { lsn: Lsn(lsn), time: WallTime { unix_micros: seconds * 1_000_000 }, after_gap: false }
     }
 
     #[test]
@@ -323,11 +332,13 @@ mod tests {
     fn the_ring_is_bounded_and_thins_its_older_half() {
         let samples = Samples::default();
         for n in 1..=20_000 {
-            samples.push(sample(n, n as i64));
+            samples.push(Sample { after_gap: n == 1001, ..sample(n, n as i64) });
         }
         let all = samples.all();
         assert!(all.len() <= Samples::LIMIT);
         assert_eq!(all.last().copied(), Some(sample(20_000, 20_000)));
+        let gaps: Vec<_> = all.iter().filter(|sample| sample.after_gap).collect();
+        assert!(gaps.len() == 1 && gaps[0].lsn >= Lsn(1001), "{gaps:?}");
         assert!(all.is_sorted_by_key(|sample| sample.lsn));
     }
 }

@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn what_was_kept_comes_back_and_nonsense_is_no_obstacle() {
         let folder = tempfile::tempdir().unwrap();
-        let kept = vec![Sample { lsn: Lsn(16), time: WallTime { unix_micros: 5 } }];
+        let kept = vec![Sample { lsn: Lsn(16), time: WallTime { unix_micros: 5 }, after_gap: false }];
         durable::write(&path(folder.path()), &serde_json::to_vec(&kept).unwrap()).unwrap();
         let samples = Samples::default();
         restore(folder.path(), &samples);

@@ -120,7 +120,7 @@ async fn read<S: AsyncRead>(
             Message::Heartbeat(heartbeat) => {
                 if heartbeat.server_flush_lsn.is_valid() {
                     let (lsn, time) = (heartbeat.server_flush_lsn, heartbeat.server_time);
-                    vitals.samples.push(Sample { lsn, time });
+                    vitals.samples.push(Sample { lsn, time, after_gap: false });
                     vitals.receive.update(|vitals| {
                         vitals.server_flush_lsn = lsn;
                         vitals.server_time = Some((time, Instant::now()));

@@ -223,7 +223,7 @@ mod tests {
         let at =
             |seconds_ago: i64| WallTime { unix_micros: primary_now.unix_micros - seconds_ago * 1_000_000 };
         for (lsn, seconds_ago) in [(100, 90), (150, 60), (250, 20), (300, 5)] {
-            vitals.samples.push(Sample { lsn: Lsn(lsn), time: at(seconds_ago) });
+            vitals.samples.push(Sample { lsn: Lsn(lsn), time: at(seconds_ago), after_gap: false });
         }
         let now = Instant::now();
         vitals.receive.update(|receive| {

@@ -203,7 +203,7 @@ impl<'a> End<'a> {
         {
             let micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
             let time = WallTime { unix_micros: clock.unix_micros.saturating_sub(micros) };
-            samples.push(Sample { lsn, time });
+            samples.push(Sample { lsn, time, after_gap: false });
         }
         let lsn = primary.flush_lsn.max(samples.last().map(|sample| sample.lsn));
         End { primary, link, lsn, samples }
@@ -312,7 +312,9 @@ mod tests {
             feed: None,
             downstreams: vec![downstream],
             members: Vec::new(),
-            samples: (1..10).map(|n| Sample { lsn: Lsn(n * 100), time: at(n as i64 * 100) }).collect(),
+            samples: (1..10)
+                .map(|n| Sample { lsn: Lsn(n * 100), time: at(n as i64 * 100), after_gap: false })
+                .collect(),
             ..status()
         }
     }

@@ -13,7 +13,7 @@ use crate::vitals::Sample;
 pub enum Since {
     /// Since this moment, by the primary's clock, within the interval of sampling.
     Exactly(WallTime),
-    /// Since this moment or earlier: the samples do not go back as far.
+    /// Since this moment or earlier: the samples do not go back as far, or nobody looked before it.
     AtLatest(WallTime),
     /// No sample lies beyond.
     Unknown,
@@ -24,7 +24,7 @@ pub fn lacking_since(samples: &[Sample], position: Lsn) -> Since {
     let index = samples.partition_point(|sample| sample.lsn <= position);
     match samples.get(index) {
         None => Since::Unknown,
-        Some(beyond) if index == 0 => Since::AtLatest(beyond.time),
+        Some(beyond) if index == 0 || beyond.after_gap => Since::AtLatest(beyond.time),
         Some(beyond) => Since::Exactly(beyond.time),
     }
 }
@@ -54,7 +54,7 @@ mod tests {
         let step = |(more_lsn, more_micros)| {
             lsn += more_lsn;
             micros += more_micros;
-            Sample { lsn: Lsn(lsn), time: WallTime { unix_micros: micros } }
+            Sample { lsn: Lsn(lsn), time: WallTime { unix_micros: micros }, after_gap: false }
         };
         steps.into_iter().map(step).collect()
     }
@@ -81,5 +81,14 @@ mod tests {
         assert_eq!(lacking_since(&all, Lsn(5)), Since::AtLatest(at(1)));
         assert_eq!(lacking_since(&all, Lsn(10)), Since::Exactly(at(2)));
         assert_eq!(lacking_since(&all, Lsn(30)), Since::Unknown);
+    }
+
+    #[test]
+    fn what_was_written_while_nobody_looked_is_at_latest() {
+        let mut all = ring(vec![(10, 1), (10, 100), (10, 1)]);
+        all[1].after_gap = true;
+        let at = |micros| WallTime { unix_micros: micros };
+        assert_eq!(lacking_since(&all, Lsn(10)), Since::AtLatest(at(101)));
+        assert_eq!(lacking_since(&all, Lsn(20)), Since::Exactly(at(102)));
     }
 }

@@ -180,8 +180,10 @@ fn newest_sample(vitals: &Vitals) -> Option<(std::time::Instant, Sample)> {
         let now = WallTime::now();
         let age_micros = i64::try_from(heard.elapsed().as_micros()).unwrap_or(i64::MAX);
         let time = WallTime { unix_micros: now.unix_micros.saturating_sub(age_micros) };
-        return Some((heard, Sample { lsn: capture.server_flush_lsn, time }));
+        return Some((heard, Sample { lsn: capture.server_flush_lsn, time, after_gap: false }));
     }
     let receive = vitals.receive.get();
-    receive.server_time.map(|(time, arrived)| (arrived, Sample { lsn: receive.server_flush_lsn, time }))
+    receive
+        .server_time
+        .map(|(time, arrived)| (arrived, Sample { lsn: receive.server_flush_lsn, time, after_gap: false }))
 }

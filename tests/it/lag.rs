@@ -1,7 +1,8 @@
-//! Lag straight from a PostgreSQL, without a sidecar.
+//! Lag, straight from a PostgreSQL and by a sidecar that was not always there.
 
 use std::time::Duration;
 
+use anyhow::ensure;
 use walship::demo::{Cluster, ClusterOptions, StopMode};
 use walship::pg::Conninfo;
 use walship::pg::sql::Sql;
@@ -9,7 +10,7 @@ use walship::report::bare;
 use walship::report::lag::{Behind, LagReport, Link};
 use walship::report::threshold::{Amount, Level, Limits};
 
-use crate::harness::{PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, Test, eventually};
 
 const NOTHING: Behind = Behind { bytes: Amount::Known(0), time: Amount::Known(Duration::ZERO) };
 
@@ -88,4 +89,33 @@ async fn lag_without_a_sidecar() {
     let alone = lag(&standby.conninfo()).await.standbys.remove(0);
     assert_eq!((alone.link, alone.flush), (Link::Cut(None), Behind::UNKNOWN));
     assert!(matches!(alone.replay.bytes, Amount::AtLeast(500_000..)), "{alone:?}");
+}
+
+#[tokio::test]
+async fn what_was_written_while_nobody_looked_is_at_least_so_old() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    let flush = async |db1: &Node| -> anyhow::Result<serde_json::Value> {
+        let said = db1.walship(&["lag", "--format", "json"]).await.stdout;
+        Ok(serde_json::from_str::<serde_json::Value>(&said)?["standbys"][0]["flush"].clone())
+    };
+    db2.sidecar.terminate().await;
+    db1.cluster.sql("CREATE TABLE seen (a int)").await.unwrap();
+    db1.captures().await;
+    let exact = flush(&db1).await.unwrap();
+    assert!(exact["bytes"].as_u64() > Some(0) && exact["seconds_at_least"] == false, "{exact}");
+    db2.run().await;
+    db2.follows(&db1).await;
+    db2.sidecar.terminate().await;
+    db1.sidecar.terminate().await;
+    db1.cluster.sql("CREATE TABLE unseen (a int)").await.unwrap();
+    db1.run().await;
+    db1.captures().await;
+    eventually("the age is a lower bound", async || {
+        let flush = flush(&db1).await?;
+        ensure!(flush["bytes"].as_u64() > Some(0) && flush["seconds_at_least"] == true, "{flush}");
+        Ok(())
+    })
+    .await;
 }

@@ -130,7 +130,7 @@ fn one_of_each() -> Vec<Message> {
         Message::Policy(Box::new(Kept { effective: Some(policy), pending: None })),
         Message::Heartbeat(heartbeat),
         Message::Feedback(feedback),
-        Message::Samples(vec![Sample { lsn: Lsn(9), time: now }]),
+        Message::Samples(vec![Sample { lsn: Lsn(9), time: now, after_gap: false }]),
         Message::BackupStart(start),
         Message::BackupPhase(BackupPhase { phase: Phase::Checkpoint, done_bytes: 0, total_bytes: 0 }),
         Message::BackupStarted(Box::new(started)),

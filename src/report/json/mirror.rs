@@ -165,7 +165,7 @@ mirror! {
 
 mirror! { CertificateJson of Certificate { expires: Time, } }
 
-mirror! { SampleJson of Sample { lsn: Lsn, time: Time, } }
+mirror! { SampleJson of Sample { lsn: Lsn, time: Time, after_gap: bool, } }
 
 pub(super) fn option<A: Into<B>, B>(value: Option<A>) -> Option<B> {
     value.map(Into::into)
