@@ -51,6 +51,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_is_null_and_never_zero() {
+        let mut status = status();
+        let store = &mut status.store;
+        (store.start, store.appended, store.durable, store.sealed) = Default::default();
+        store.max_bytes = 0;
+        status.node.postgres_version.clear();
+        let text = render(&status).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for name in ["start", "appended", "durable", "sealed", "max_bytes"] {
+            assert!(json["store"][name].is_null(), "{name}: {text}");
+        }
+        assert!(json["node"]["postgres_version"].is_null(), "{text}");
+        assert_eq!(decode(text.as_bytes()).unwrap(), status);
+    }
+
+    #[test]
     fn unknown_fields_are_ignored_and_nonsense_is_refused() {
         let text = render(&status()).unwrap();
         let newer = text.replacen('{', "{\"from_the_future\": [1, 2],", 1);

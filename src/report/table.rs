@@ -126,16 +126,20 @@ fn facts(status: &Status) -> Grid {
     }
     let store = &status.store;
     fact("store", store.directory.display().to_string());
-    fact(
-        "",
-        format!(
+    let holds = match store.start.is_valid() {
+        true => format!(
             "{} to {}, durable to {}, sealed to {}",
             store.start, store.appended, store.durable, store.sealed
         ),
-    );
-    fact("", format!("{} of at most {}", units::size(store.disk_bytes), units::size(store.max_bytes)));
+        false => "nothing yet".to_owned(),
+    };
+    fact("", holds);
+    let limit = if store.max_bytes > 0 { units::size(store.max_bytes) } else { unknown() };
+    fact("", format!("{} of at most {limit}", units::size(store.disk_bytes)));
     for hold in &store.holds {
-        fact("held by", format!("{} from {}", hold.who, hold.lsn));
+        // One that never said where it is may need all there is.
+        let from = hold.lsn.max(store.start);
+        fact("held by", format!("{} from {from}", hold.who));
     }
     for backup in &status.backups {
         let (done, total) = (units::size(backup.done_bytes), units::size(backup.total_bytes));

@@ -62,10 +62,10 @@ mirror! {
     NodeJson of Node {
         name: String,
         role: RoleJson,
-        advertise: String,
+        advertise: Option<String> as text_or_null, or_default,
         walship_version: String,
         system_identifier: DecimalText,
-        postgres_version: String,
+        postgres_version: Option<String> as text_or_null, or_default,
         promised_epoch: u64,
         committed_epoch: u64,
         timeline: TimelineId,
@@ -75,12 +75,12 @@ mirror! {
 mirror! {
     StoreJson of StoreFacts {
         directory: PathBuf,
-        start: Lsn,
-        appended: Lsn,
-        durable: Lsn,
-        sealed: Lsn,
+        start: Option<Lsn> as lsn_or_null, or_default,
+        appended: Option<Lsn> as lsn_or_null, or_default,
+        durable: Option<Lsn> as lsn_or_null, or_default,
+        sealed: Option<Lsn> as lsn_or_null, or_default,
         disk_bytes: u64,
-        max_bytes: u64,
+        max_bytes: Option<u64> as number_or_null, or_default,
         holds: Vec<HoldJson> as list, list,
     }
 }
@@ -113,8 +113,8 @@ mirror! { TrafficJson of Traffic { raw_bytes: u64, wire_bytes: u64, } }
 
 mirror! {
     UpstreamJson of Upstream {
-        name: String,
-        address: String,
+        name: Option<String> as text_or_null, or_default,
+        address: Option<String> as text_or_null, or_default,
         contact: ContactJson,
         last_contact: Option<Time> as option, option,
         traffic: TrafficJson,
@@ -146,7 +146,7 @@ mirror! {
     MemberJson of Member {
         name: String,
         role: RoleJson,
-        advertise: String,
+        advertise: Option<String> as text_or_null, or_default,
         progress: ProgressJson,
         last_contact: Option<Time> as option, option,
     }
@@ -156,10 +156,10 @@ mirror! {
     BackupJson of Backup {
         client: String,
         phase: String,
-        start_lsn: Lsn,
+        start_lsn: Option<Lsn> as lsn_or_null, or_default,
         done_bytes: u64,
         equal_bytes: u64,
-        total_bytes: u64,
+        total_bytes: Option<u64> as number_or_null, or_default,
     }
 }
 
@@ -173,6 +173,24 @@ pub(super) fn option<A: Into<B>, B>(value: Option<A>) -> Option<B> {
 
 pub(super) fn list<A: Into<B>, B>(values: Vec<A>) -> Vec<B> {
     values.into_iter().map(Into::into).collect()
+}
+
+// What is empty or zero within means that it is not known; a program is told so.
+
+fn text_or_null(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
+}
+
+fn number_or_null(number: u64) -> Option<u64> {
+    Some(number).filter(|number| *number > 0)
+}
+
+fn lsn_or_null(lsn: Lsn) -> Option<Lsn> {
+    Some(lsn).filter(|lsn| lsn.is_valid())
+}
+
+fn or_default<T: Default>(value: Option<T>) -> T {
+    value.unwrap_or_default()
 }
 
 #[derive(Serialize, Deserialize)]
