@@ -323,6 +323,11 @@ mod tests {
         read("status.json")
     }
 
+    /// A standby that is cut off.
+    pub(super) fn standby() -> Status {
+        read("standby.json")
+    }
+
     fn compare(name: &str, rendered: &str) {
         if std::env::var_os("UPDATE").is_some() {
             // At once, for other tests read them meanwhile.
@@ -350,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_standby_that_is_cut_off_says_at_least() {
-        let status = read("standby.json");
+        let status = standby();
         compare("standby.json", &json::render(&status).unwrap());
         compare("standby.txt", &table::status(&status));
     }
@@ -358,8 +363,8 @@ mod tests {
     #[test]
     fn tables_fit_a_hundred_columns() {
         let status = status();
-        let standby = table::status(&read("standby.json"));
-        for text in [table::status(&status), standby, table::lag(&lag::of(&status), &limits())] {
+        let cut_off = table::status(&standby());
+        for text in [table::status(&status), cut_off, table::lag(&lag::of(&status), &limits())] {
             let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 100).collect();
             assert!(wide.is_empty() && text.is_ascii(), "{wide:#?}");
         }

@@ -1,7 +1,7 @@
 //! Status and lag in Prometheus' text format.
 //!
-//! Every metric carries its unit in its name. What is not known is `NaN`, so that a series never shows a zero that
-//! nobody measured; `walship_lag_known` is there to alert on, because no comparison with `NaN` is true.
+//! Every metric carries its unit in its name: base units, and `_total` for what only grows. What is not known is
+//! absent, so that a series never shows a value that nobody measured; `walship_lag_known` is always there to alert on.
 
 use std::fmt::Write;
 
@@ -10,6 +10,7 @@ use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::Amount;
 use super::{Backup, Downstream, Role, Status, Traffic, Upstream, warnings};
 use crate::pg::{Level, Lsn};
+use crate::vitals::Contact;
 
 /// The whole status: what `/metrics` serves.
 pub fn status(status: &Status) -> String {
@@ -48,29 +49,35 @@ fn node(page: &mut Page, status: &Status) {
         ("postgres_version", node.postgres_version.clone()),
         ("system_identifier", node.system_identifier.to_string()),
     ];
-    page.gauge("walship_info", "What this node is.", [(labels, 1.0)]);
+    page.gauge("walship_info", "What this node is.", [(labels, Some(1.0))]);
     page.one("walship_primary", "Whether this node is the primary.", flag(node.role == Role::Primary));
     page.one("walship_timeline", "The newest timeline in the store.", f64::from(node.timeline.0));
     page.one("walship_committed_epoch", "The epoch that was last committed.", node.committed_epoch as f64);
     alarms(page, warnings::alarms(status).len());
     let warnings = warnings::of(status).len() as f64;
     page.one("walship_warnings", "How many warnings `walship status` shows.", warnings);
-    let flush = primary.flush_lsn.map_or(f64::NAN, |lsn| lsn.0 as f64);
-    page.one("walship_primary_flush_lsn_bytes", "What the primary has flushed.", flush);
-    let silence = primary.last_contact.map_or(f64::NAN, |last| status.taken_at.seconds_since(last));
-    page.one("walship_primary_last_contact_seconds", "Age of the last word from the primary.", silence);
-    if let Some(certificate) = status.certificate {
-        let name = "walship_certificate_expiry_timestamp_seconds";
-        page.one(name, "When this node's certificate ends.", certificate.expires.unix_micros as f64 / 1e6);
-    }
+    let flush = primary.flush_lsn.map(|lsn| lsn.0 as f64);
+    page.maybe("walship_primary_flush_lsn_bytes", "What the primary has flushed.", flush);
+    let silence = primary.last_contact.map(|last| status.taken_at.seconds_since(last));
+    page.maybe("walship_primary_last_contact_seconds", "Age of the last word from the primary.", silence);
+    let local = status.feed.as_ref().map_or(&primary.contact, |feed| &feed.contact);
+    let is_connected = flag(matches!(local, Contact::Up { .. }));
+    page.one(
+        "walship_postgres_connected",
+        "Whether WAL flows from or to the local PostgreSQL.",
+        is_connected,
+    );
+    let expiry = status.certificate.map(|certificate| certificate.expires.unix_micros as f64 / 1e6);
+    let name = "walship_certificate_expiry_timestamp_seconds";
+    page.maybe(name, "When this node's certificate ends.", expiry);
 }
 
 fn commits(page: &mut Page, status: &Status) {
     let Some(commits) = &status.commits else { return };
-    let lsn = |lsn: Option<Lsn>| lsn.map_or(f64::NAN, |lsn| lsn.0 as f64);
+    let lsn = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.0 as f64);
     let policy = commits.policy.iter().map(|policy| {
         let labels = vec![("policy", policy.text.clone()), ("stall_limit", policy.stall_limit.clone())];
-        (labels, policy.serial as f64)
+        (labels, Some(policy.serial as f64))
     });
     page.gauge("walship_policy_serial", "The acknowledgement policy in effect, by its number.", policy);
     let pending = flag(commits.pending.is_some());
@@ -79,8 +86,10 @@ fn commits(page: &mut Page, status: &Status) {
         "Whether a weaker policy waits until a quorum has stored it.",
         pending,
     );
-    let counts =
-        commits.seats.iter().map(|seat| (vec![("member", seat.name.clone())], flag(seat.part == "yes")));
+    let counts = commits
+        .seats
+        .iter()
+        .map(|seat| (vec![("member", seat.name.clone())], Some(flag(seat.part == "yes"))));
     page.gauge("walship_member_counts", "Whether a member's positions count for commits.", counts);
     let of = |seat: &Seat| {
         Level::ALL.map(|level| {
@@ -103,21 +112,23 @@ fn commits(page: &mut Page, status: &Status) {
 fn store(page: &mut Page, status: &Status) {
     let store = &status.store;
     page.one("walship_store_bytes", "What the store takes on disk.", store.disk_bytes as f64);
-    page.one("walship_store_max_bytes", "What the store may take.", store.max_bytes as f64);
+    let max_bytes = (store.max_bytes > 0).then_some(store.max_bytes as f64);
+    page.maybe("walship_store_max_bytes", "What the store may take.", max_bytes);
     let positions = [
         ("start", store.start),
         ("appended", store.appended),
         ("durable", store.durable),
         ("sealed", store.sealed),
     ];
-    let positions = positions.map(|(name, lsn)| (vec![("position", name.to_owned())], lsn.0 as f64));
+    let known = |lsn: Lsn| lsn.is_valid().then_some(lsn.0 as f64);
+    let positions = positions.map(|(name, lsn)| (vec![("position", name.to_owned())], known(lsn)));
     page.gauge("walship_store_lsn_bytes", "Positions of the store.", positions);
-    let holds = store.holds.iter().map(|hold| (vec![("holder", hold.who.clone())], hold.lsn.0 as f64));
+    let holds = store.holds.iter().map(|hold| (vec![("holder", hold.who.clone())], Some(hold.lsn.0 as f64)));
     page.gauge("walship_store_hold_lsn_bytes", "From where somebody keeps WAL in the store.", holds);
 }
 
 fn lag_metrics(page: &mut Page, standbys: &[StandbyLag]) {
-    let stages = |value: fn(Behind) -> f64| {
+    let stages = |value: fn(Behind) -> Option<f64>| {
         let of = move |standby: &StandbyLag, stage: Stage| {
             let labels = vec![("standby", standby.name.clone()), ("stage", stage.name().to_owned())];
             (labels, value(standby.stage(stage)))
@@ -129,31 +140,32 @@ fn lag_metrics(page: &mut Page, standbys: &[StandbyLag]) {
     let seconds = stages(|behind| number(behind.time, |time| time.as_secs_f64()));
     let help = "Age of the oldest WAL a standby lacks; a lower bound while it is cut off.";
     page.gauge("walship_lag_seconds", help, seconds);
-    let known =
-        stages(|behind| flag(matches!((behind.bytes, behind.time), (Amount::Known(_), Amount::Known(_)))));
+    let known = stages(|behind| {
+        Some(flag(matches!((behind.bytes, behind.time), (Amount::Known(_), Amount::Known(_)))))
+    });
     page.gauge("walship_lag_known", "Whether lag in bytes and in seconds are both exact.", known);
-    let each = |value: fn(Link) -> f64| {
+    let each = |value: fn(Link) -> Option<f64>| {
         standbys.iter().map(move |standby| (vec![("standby", standby.name.clone())], value(standby.link)))
     };
-    let connected = each(|link| flag(matches!(link, Link::Up(_))));
+    let connected = each(|link| Some(flag(matches!(link, Link::Up(_)))));
     page.gauge("walship_standby_connected", "Whether a standby is heard.", connected);
     let silence = each(|link| match link {
-        Link::Up(Some(age)) | Link::Cut(Some(age)) => age.as_secs_f64(),
-        Link::Up(None) | Link::Cut(None) => f64::NAN,
+        Link::Up(age) | Link::Cut(age) => age.map(|age| age.as_secs_f64()),
     });
     page.gauge("walship_standby_last_contact_seconds", "Age of the last word.", silence);
 }
 
 fn traffic(page: &mut Page, status: &Status) {
     let peers = |value: fn(Traffic) -> u64| {
-        let of = move |peer: &Downstream| (vec![("peer", peer.name.clone())], value(peer.traffic) as f64);
+        let of =
+            move |peer: &Downstream| (vec![("peer", peer.name.clone())], Some(value(peer.traffic) as f64));
         status.downstreams.iter().map(of)
     };
     let (raw, wire) = (peers(|traffic| traffic.raw_bytes), peers(|traffic| traffic.wire_bytes));
     page.counter("walship_shipped_raw_bytes_total", "WAL shipped, before compression.", raw);
     page.counter("walship_shipped_wire_bytes_total", "WAL shipped, as it went over the wire.", wire);
     let upstream = |value: fn(Traffic) -> u64| {
-        let of = move |up: &Upstream| (vec![("peer", up.name.clone())], value(up.traffic) as f64);
+        let of = move |up: &Upstream| (vec![("peer", up.name.clone())], Some(value(up.traffic) as f64));
         status.upstream.iter().map(of)
     };
     let (raw, wire) = (upstream(|traffic| traffic.raw_bytes), upstream(|traffic| traffic.wire_bytes));
@@ -164,7 +176,8 @@ fn traffic(page: &mut Page, status: &Status) {
 fn backups(page: &mut Page, status: &Status) {
     let backups = |value: fn(&Backup) -> u64| {
         let of = move |(number, backup): (usize, &Backup)| {
-            (vec![("client", backup.client.clone()), ("number", number.to_string())], value(backup) as f64)
+            let labels = vec![("client", backup.client.clone()), ("number", number.to_string())];
+            (labels, Some(value(backup) as f64))
         };
         status.backups.iter().enumerate().map(of)
     };
@@ -179,10 +192,10 @@ fn flag(value: bool) -> f64 {
     f64::from(u8::from(value))
 }
 
-fn number<T>(amount: Amount<T>, as_f64: impl Fn(T) -> f64) -> f64 {
+fn number<T>(amount: Amount<T>, as_f64: impl Fn(T) -> f64) -> Option<f64> {
     match amount {
-        Amount::Known(value) | Amount::AtLeast(value) => as_f64(value),
-        Amount::Unknown => f64::NAN,
+        Amount::Known(value) | Amount::AtLeast(value) => Some(as_f64(value)),
+        Amount::Unknown => None,
     }
 }
 
@@ -194,30 +207,31 @@ struct Page {
     text: String,
 }
 
+/// A series' labels, and its value if that is known.
+type Sample = (Labels, Option<f64>);
+
 impl Page {
     fn one(&mut self, name: &str, help: &str, value: f64) {
+        self.maybe(name, help, Some(value));
+    }
+
+    fn maybe(&mut self, name: &str, help: &str, value: Option<f64>) {
         self.gauge(name, help, [(Labels::new(), value)]);
     }
 
-    fn gauge(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
+    fn gauge(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
         self.metric(name, "gauge", help, samples);
     }
 
-    fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = (Labels, f64)>) {
+    fn counter(&mut self, name: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
         self.metric(name, "counter", help, samples);
     }
 
-    /// A metric without samples is left out altogether.
-    fn metric(
-        &mut self,
-        name: &str,
-        kind: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (Labels, f64)>,
-    ) {
-        let mut declared = false;
-        for (labels, value) in samples {
-            if !std::mem::replace(&mut declared, true) {
+    /// A metric of which nothing is known is left out altogether.
+    fn metric(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = Sample>) {
+        let known = samples.into_iter().filter_map(|(labels, value)| Some((labels, value?)));
+        for (index, (labels, value)) in known.enumerate() {
+            if index == 0 {
                 let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
             }
             let labels: Vec<String> =
@@ -235,28 +249,62 @@ fn escaped(value: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
-    fn label_values_are_escaped_and_empty_metrics_left_out() {
+    fn label_values_are_escaped_and_what_is_not_known_is_left_out() {
         let mut page = Page::default();
-        page.gauge("a_bytes", "Some.", [(vec![("who", "a\\b\"c\nd".to_owned())], f64::NAN)]);
+        let labels = |who: &str| vec![("who", who.to_owned())];
+        page.gauge("a_bytes", "Some.", [(labels("x"), None), (labels("a\\b\"c\nd"), Some(1.5))]);
+        page.gauge("c_bytes", "Unknown.", [(Labels::new(), None)]);
         page.counter("b_total", "None.", []);
         assert_eq!(
             page.text,
-            "# HELP a_bytes Some.\n# TYPE a_bytes gauge\na_bytes{who=\"a\\\\b\\\"c\\nd\"} NaN\n"
+            "# HELP a_bytes Some.\n# TYPE a_bytes gauge\na_bytes{who=\"a\\\\b\\\"c\\nd\"} 1.5\n"
         );
     }
 
+    /// Checks a page as a scraper reads it, and the names by Prometheus' conventions; the kinds by name.
+    fn kinds(text: &str) -> BTreeMap<&str, &str> {
+        let mut kinds = BTreeMap::new();
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            let (name, help) = line.strip_prefix("# HELP ").unwrap().split_once(' ').unwrap();
+            let declaration = lines.next().unwrap().strip_prefix("# TYPE ").unwrap();
+            let (of, kind) = declaration.split_once(' ').unwrap();
+            assert!(of == name && help.ends_with('.') && name.starts_with("walship_"), "{line}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name} is a {kind}");
+            assert!(kinds.insert(name, kind).is_none(), "{name} is declared twice");
+            let mut samples = 0;
+            while let Some(sample) = lines.next_if(|line| !line.starts_with('#')) {
+                let (series, value) = sample.rsplit_once(' ').unwrap();
+                assert_eq!(series.split('{').next(), Some(name), "{sample}");
+                assert!(value.parse::<f64>().unwrap().is_finite(), "{sample}");
+                samples += 1;
+            }
+            assert!(samples > 0, "{name} has no samples");
+        }
+        kinds
+    }
+
     #[test]
-    fn every_metric_is_declared_once() {
-        let text = status(&super::super::tests::status());
-        let mut declared: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
-        let samples = text.lines().filter(|line| !line.starts_with('#')).count();
-        assert!(samples >= declared.len());
-        let count = declared.len();
-        declared.sort_unstable();
-        declared.dedup();
-        assert_eq!(declared.len(), count);
+    fn every_page_is_well_formed_and_every_unit_a_base_unit() {
+        let primary = super::super::tests::status();
+        let mut empty = primary.clone();
+        (empty.primary.flush_lsn, empty.primary.last_contact, empty.certificate) = (None, None, None);
+        (empty.store.appended, empty.store.max_bytes) = (Lsn::INVALID, 0);
+        let standby = super::super::tests::standby();
+        for (page, least) in [(status(&primary), 20), (status(&empty), 15), (status(&standby), 15)] {
+            let kinds = kinds(&page);
+            assert!(kinds.len() > least, "{kinds:?}");
+            let other_units = ["ms", "millis", "minutes", "kb", "mb", "percent", "ratio"];
+            let is_base = |name: &&str| !name.split('_').any(|word| other_units.contains(&word));
+            assert!(kinds.keys().all(is_base), "{kinds:?}");
+        }
+        assert!(!status(&empty).contains("walship_primary_flush_lsn_bytes"));
+        assert!(!status(&empty).contains("walship_store_max_bytes"));
+        assert!(!status(&empty).contains("position=\"appended\""));
     }
 }
