@@ -23,6 +23,18 @@ impl<T: Clone + Default> Default for Cell<T> {
 }
 
 impl<T: Clone> Cell<T> {
+    /// Puts a value in its place; wakes whoever watches if it is another one.
+    pub fn set(&self, value: T)
+    where
+        T: PartialEq,
+    {
+        self.0.send_if_modified(|current| {
+            let is_new = *current != value;
+            *current = value;
+            is_new
+        });
+    }
+
     /// Changes the value and wakes whoever watches.
     pub fn update(&self, change: impl FnOnce(&mut T)) {
         self.0.send_modify(change);
@@ -48,6 +60,10 @@ pub struct Vitals {
     pub receive: Cell<ReceiveVitals>,
     /// Written by `feed`, on a standby.
     pub feed: Cell<FeedVitals>,
+    /// Written by `feed`, on a standby: what the walreceiver that is connected said last; `None` while none is, or it
+    /// said nothing yet. A server that was restarted may show less than the one before had replayed, so what that one
+    /// said is not in here.
+    pub replay: Cell<Option<Replay>>,
     /// Written by `ship`: one entry per downstream that was ever connected, by node name.
     pub downstreams: Cell<BTreeMap<String, DownstreamVitals>>,
     /// Written by `backup`: the base backups that are running, by number.
@@ -138,6 +154,17 @@ pub struct FeedVitals {
     pub last_heard: Option<Instant>,
     /// Its last hot-standby feedback; `None` when it sends none.
     pub feedback: Option<StandbyFeedback>,
+}
+
+/// How far a walreceiver's server is, in the server's own words.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replay {
+    /// The timeline that is streamed to it. What it replayed past this timeline's end is none of our history.
+    pub timeline: TimelineId,
+    /// Flushed by it, since this connection.
+    pub flushed_lsn: Lsn,
+    /// Replayed by it.
+    pub replayed_lsn: Lsn,
 }
 
 /// A hot-standby feedback message's content.

@@ -162,6 +162,7 @@ pub async fn run(
             feed.contact = Contact::Trying { since: WallTime::now(), error: None };
         }
     });
+    vitals.replay.set(None);
     let path = listen::socket_path(&options.folder);
     tokio::task::spawn_blocking(move || crate::durable::remove(&path))
         .await

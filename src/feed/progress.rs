@@ -5,7 +5,7 @@
 
 use crate::pg::message::copy::{Feedback, Status};
 use crate::pg::{Lsn, SegmentSize, TimelineId};
-use crate::vitals::{FeedVitals, StandbyFeedback};
+use crate::vitals::{Contact, FeedVitals, Replay, StandbyFeedback};
 
 /// A stream that begins.
 pub(super) struct Beginning {
@@ -48,6 +48,15 @@ pub(super) fn note_status(feed: &mut FeedVitals, status: &Status) {
     feed.replayed_lsn = feed.replayed_lsn.max(status.replayed_lsn);
 }
 
+/// What a status says of the server behind it; nothing where the stream is held because the server went another way.
+pub(super) fn replay(feed: &FeedVitals, status: &Status) -> Option<Replay> {
+    if matches!(feed.contact, Contact::Stopped { .. }) {
+        return None;
+    }
+    let Status { flushed_lsn, replayed_lsn, .. } = *status;
+    Some(Replay { timeline: feed.timeline?, flushed_lsn, replayed_lsn })
+}
+
 /// Takes feedback in; zeros are kept too, because they clear what was asked for earlier.
 pub(super) fn note_feedback(feed: &mut FeedVitals, feedback: &Feedback) {
     feed.feedback = Some(StandbyFeedback {
@@ -67,6 +76,7 @@ fn lower(feed: &mut FeedVitals, limit: Lsn) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::WallTime;
 
     const MIB: u64 = 1 << 20;
 
@@ -98,6 +108,17 @@ mod tests {
         begin(&mut feed, 1, 4 * MIB, None);
         assert_eq!(positions(&feed), [5 * MIB, 5 * MIB, 4 * MIB]);
         assert_eq!(feed.sent_lsn, Lsn(4 * MIB));
+    }
+
+    #[test]
+    fn a_server_that_went_another_way_replays_nothing_of_ours() {
+        let mut feed = FeedVitals::default();
+        assert_eq!(replay(&feed, &status(9, 8, 7)), None);
+        begin(&mut feed, 1, 0, None);
+        let expected = Replay { timeline: TimelineId(1), flushed_lsn: Lsn(8), replayed_lsn: Lsn(7) };
+        assert_eq!(replay(&feed, &status(9, 8, 7)), Some(expected));
+        feed.contact = Contact::Stopped { since: WallTime { unix_micros: 0 }, reason: String::new() };
+        assert_eq!(replay(&feed, &status(9, 8, 7)), None);
     }
 
     #[test]

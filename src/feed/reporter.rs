@@ -13,7 +13,7 @@ use super::progress::{self, Beginning};
 use crate::clock::WallTime;
 use crate::pg::Lsn;
 use crate::pg::message::copy::{Feedback, Status};
-use crate::vitals::{Contact, FeedVitals, Vitals};
+use crate::vitals::{Contact, FeedVitals, Replay, Vitals};
 
 /// One session's way to the vitals.
 pub(super) struct Reporter {
@@ -41,6 +41,7 @@ impl Reporter {
             beginning.apply(feed);
             feed.contact = Contact::Up { since: WallTime::now() };
         });
+        self.set_replay(None);
     }
 
     pub(super) fn sent(&self, lsn: Lsn) {
@@ -52,6 +53,7 @@ impl Reporter {
             progress::note_status(feed, status);
             feed.last_heard = Some(Instant::now());
         });
+        self.set_replay(progress::replay(&self.vitals.feed.get(), status));
     }
 
     pub(super) fn feedback(&self, feedback: &Feedback) {
@@ -64,6 +66,7 @@ impl Reporter {
     /// The standby can't follow until a person acts.
     pub(super) fn stopped(&self, reason: String) {
         self.update(|feed| feed.contact = Contact::Stopped { since: WallTime::now(), reason });
+        self.set_replay(None);
     }
 
     /// The stream or the session is over, for this reason if it did not end well. A reason given earlier stays
@@ -73,11 +76,22 @@ impl Reporter {
             (Contact::Stopped { .. }, _) | (Contact::Trying { .. }, None) => {}
             _ => feed.contact = Contact::Trying { since: WallTime::now(), error },
         });
+        self.set_replay(None);
     }
 
     fn update(&self, change: impl FnOnce(&mut FeedVitals)) {
-        if self.session != 0 && self.session == self.current.load(Ordering::Acquire) {
+        if self.counts() {
             self.vitals.feed.update(change);
         }
+    }
+
+    fn set_replay(&self, replay: Option<Replay>) {
+        if self.counts() {
+            self.vitals.replay.set(replay);
+        }
+    }
+
+    fn counts(&self) -> bool {
+        self.session != 0 && self.session == self.current.load(Ordering::Acquire)
     }
 }

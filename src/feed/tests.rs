@@ -11,6 +11,7 @@ use crate::pg::message::frontend::{Frontend, Startup};
 use crate::pg::message::{MessageReader, MessageWriter};
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::store::{NewStore, TimelineIdentity, Writer};
+use crate::vitals::Replay;
 
 const MIB: u64 = 1 << 20;
 /// Where the store of these tests begins.
@@ -377,6 +378,7 @@ async fn a_client_that_replayed_past_the_fork_is_held() {
     contact.wait_for(|feed| matches!(feed.contact, Contact::Stopped { .. })).await.unwrap();
     client.status([FORK + 8192; 3], true).await;
     client.keepalive().await;
+    assert_eq!(bench.shared.vitals.replay.get(), None, "what it replayed is another history");
 }
 
 #[tokio::test]
@@ -393,6 +395,8 @@ async fn the_vitals_hear_the_standby_and_nobody_else() {
     let mut vitals = bench.shared.vitals.feed.watch();
     vitals.wait_for(|feed| feed.feedback.is_some_and(|feedback| feedback.xmin == 7)).await.unwrap();
     assert!(matches!(bench.feed().contact, Contact::Up { .. }));
+    let replay = Replay { timeline: TimelineId(1), flushed_lsn: START + 8192, replayed_lsn: START + 100 };
+    assert_eq!(bench.shared.vitals.replay.get(), Some(replay));
 
     // Somebody's pg_receivewal is served, and changes nothing.
     let mut other = bench.connect_raw(2);
@@ -404,6 +408,7 @@ async fn the_vitals_hear_the_standby_and_nobody_else() {
     let feed = bench.feed();
     let positions = (feed.written_lsn, feed.flushed_lsn, feed.replayed_lsn, feed.sent_lsn);
     assert_eq!(positions, (START + 9000, START + 8192, START + 100, START + 9000));
+    assert_eq!(bench.shared.vitals.replay.get(), Some(replay));
 
     // Once it has replayed all it is not asked for positions, unless the daemon wants them at once.
     client.status([START + 9000, START + 9000, START + 9000], true).await;
@@ -413,6 +418,8 @@ async fn the_vitals_hear_the_standby_and_nobody_else() {
     drop(client);
     vitals.wait_for(|feed| matches!(feed.contact, Contact::Trying { .. })).await.unwrap();
     assert_eq!(bench.feed().flushed_lsn, START + 9000, "a maximum outlives the connection");
+    let mut replay = bench.shared.vitals.replay.watch();
+    replay.wait_for(Option::is_none).await.unwrap();
 }
 
 #[tokio::test]
