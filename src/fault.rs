@@ -39,6 +39,11 @@ impl Fault {
             .into()
     }
 
+    /// A new error with this outcome.
+    pub fn ended(what: impl fmt::Display, outcome: Outcome) -> anyhow::Error {
+        Fault { error: anyhow::anyhow!("{what}"), hint: None, outcome: Some(outcome) }.into()
+    }
+
     /// An error with a hint, for where there is no `Result` at hand.
     pub fn advise(error: impl Into<anyhow::Error>, hint: impl Into<String>) -> anyhow::Error {
         Fault { hint: Some(hint.into()), ..Fault::of(error.into()) }.into()

@@ -20,6 +20,7 @@ pub mod sidecar;
 pub mod standby;
 pub mod status;
 pub mod sync;
+pub mod wait;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -116,6 +117,7 @@ enum Command {
     Status(Configured<status::Args>),
     Lag(Configured<lag::Args>),
     Sync(sync::Args),
+    Wait(wait::Args),
     Promote(promote::Args),
     Demo(demo::Args),
     Completions(completions::Args),
@@ -185,6 +187,7 @@ impl Command {
                 runtime()?.block_on(lag::run(&args, fetch))
             }
             Command::Sync(args) => sync::run(&args),
+            Command::Wait(args) => wait::run(&args),
             Command::Promote(args) => promote::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Completions(args) => completions::run(&args),

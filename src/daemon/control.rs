@@ -13,15 +13,16 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
 use super::policy;
 use super::request;
-use super::status;
+use super::{status, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
+use crate::report::wait::{Wait, Waited};
 use crate::report::{Status, json};
 use crate::store::NodeRole;
 
@@ -30,6 +31,8 @@ const REQUEST_BYTES_MAX: u64 = 64 << 10;
 const REPLY_BYTES_MAX: u64 = 64 << 20;
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
+/// Patience with a sidecar that does not say in time that a wait is over.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Commands at once; more wait.
 const CLIENTS: usize = 16;
 
@@ -48,6 +51,11 @@ pub enum Request {
     },
     /// Another acknowledgement policy.
     Sync(NewPolicy),
+    /// An answer when this node has a position.
+    Wait {
+        /// Which, and for how long.
+        wait: Wait,
+    },
 }
 
 /// What commits are to wait for.
@@ -103,10 +111,9 @@ pub async fn run(node: Arc<Node>, listener: UnixListener) {
             Ok((stream, _)) => {
                 let serving = Arc::clone(&node);
                 node.tasks.spawn(async move {
-                    if let Err(error) = serve(&serving, stream).await {
+                    if let Err(error) = serve(&serving, stream, place).await {
                         tracing::info!("a command on the control socket went away: {error:#}");
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -117,7 +124,7 @@ pub async fn run(node: Arc<Node>, listener: UnixListener) {
     }
 }
 
-async fn serve(node: &Arc<Node>, stream: UnixStream) -> anyhow::Result<()> {
+async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit) -> anyhow::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     let mut reader = BufReader::new(read.take(REQUEST_BYTES_MAX));
@@ -135,6 +142,16 @@ async fn serve(node: &Arc<Node>, stream: UnixStream) -> anyhow::Result<()> {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
+        Ok(Request::Wait { wait }) => {
+            // Those who wait have places of their own, and keep nobody from asking for the status.
+            drop(place);
+            // Cancellation-safe: a wait that is dropped has changed nothing. Nobody sends a second line, so what is
+            // read is the end.
+            tokio::select! {
+                waited = wait::until_there(node, &wait) => answer(node, &wait, &waited),
+                _ = reader.read_u8() => anyhow::bail!("it waits no more"),
+            }
+        }
         Err(error) => failed(&anyhow::anyhow!("this sidecar does not understand the request: {error}")),
     };
     send(&mut write, &reply).await
@@ -181,6 +198,17 @@ async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
         Policy::Async => format!("commits wait for nobody: policy {} is in effect", policy.serial),
         set => format!("commits wait for {set}: policy {} is in effect", policy.serial),
     })
+}
+
+fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {
+    let line = waited.sentence(&node.config.name, status::role_of(node.link_role()), wait);
+    let outcome = match waited {
+        Waited::Reached { .. } => return Reply::Done { line },
+        Waited::TimedOut { .. } => Outcome::Failed,
+        Waited::LeftBehind { .. } => Outcome::Refused,
+        Waited::Unknown { .. } => Outcome::Unknown,
+    };
+    failed(&Fault::ended(line, outcome))
 }
 
 fn failed(error: &anyhow::Error) -> Reply {
@@ -253,6 +281,22 @@ impl Client {
                     return Err(fault(message, hint, outcome.as_deref()));
                 }
                 Reply::Status { .. } => anyhow::bail!("the sidecar answered something else"),
+            }
+        }
+    }
+
+    /// Waits until the node has a position; the result says how far it is. What is not known has that outcome.
+    pub async fn wait(mut self, wait: &Wait) -> anyhow::Result<String> {
+        let answered = timeout(wait.timeout.0 + ANSWER_WITHIN, async {
+            self.ask(&Request::Wait { wait: *wait }).await?;
+            self.next().await
+        });
+        let reply = answered.await.context("the sidecar does not answer").outcome(Outcome::Unknown)?;
+        match reply.outcome(Outcome::Unknown)? {
+            Reply::Done { line } => Ok(line),
+            Reply::Failed { message, hint, outcome } => Err(fault(message, hint, outcome.as_deref())),
+            Reply::Status { .. } | Reply::Progress { .. } => {
+                anyhow::bail!("the sidecar answered something else")
             }
         }
     }

@@ -25,6 +25,7 @@ mod signals;
 mod standby;
 mod status;
 mod trouble;
+mod wait;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -3,15 +3,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::request::Request;
+use super::wait::WAITS;
 use crate::ack::Tracker;
 use crate::backup::Backups;
 use crate::clock::WallTime;
 use crate::config::Config;
+use crate::feed::ReplyRequests;
 use crate::link::message::{self, Hello, Positions, Purpose, Role};
 use crate::link::{PROTOCOL, Security};
 use crate::pg::{Conninfo, Lsn};
@@ -44,6 +46,10 @@ pub struct Node {
     pub newer_primary: watch::Sender<Option<(u64, String)>>,
     /// Requests for a promotion; one at a time.
     pub promotions: mpsc::Sender<Request>,
+    /// Asks the local standby's walreceiver how far it is.
+    pub replies: ReplyRequests,
+    /// Places for those who wait for a position.
+    pub waits: Semaphore,
     /// Cancelled when the process is to end.
     pub token: CancellationToken,
     /// Everything that runs.
@@ -71,6 +77,8 @@ impl Node {
             tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(None),
             promotions,
+            replies: ReplyRequests::default(),
+            waits: Semaphore::new(WAITS),
             token: CancellationToken::new(),
             tasks: TaskTracker::new(),
             credentials: Mutex::new(credentials),

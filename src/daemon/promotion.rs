@@ -18,7 +18,6 @@ use super::{follow, members};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
-use crate::feed::ReplyRequests;
 use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
 use crate::pg::Lsn;
 use crate::pg::sql::Sql;
@@ -147,18 +146,13 @@ fn primary_of(answer: &Answer) -> Primary {
 }
 
 /// Carries a plan out. Nothing is received any more when this is called. An error leaves a standby.
-pub async fn carry_out(
-    node: &Arc<Node>,
-    plan: &Plan,
-    request: &Request,
-    replies: &ReplyRequests,
-) -> anyhow::Result<String> {
+pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyhow::Result<String> {
     let started = Instant::now();
     let sql = Sql::connect(&node.conninfo).await.context("ask this node's PostgreSQL")?;
     let already = !sql.is_in_recovery().await?;
     node.blocking("fsync the store", |node| node.store.sync()).await??;
     if !already {
-        drain(node, &sql, request, replies).await?;
+        drain(node, &sql, request).await?;
         failpoint::hit("promote-drained");
         let slot = &node.config.slot;
         capture::slot::hold(&sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
@@ -223,12 +217,7 @@ pub fn act_as_primary(node: &Node) {
 /// Waits until PostgreSQL has replayed the last whole record of the store: nothing that can be replayed lies past it.
 /// PostgreSQL itself is asked, for it may have that record and stream nothing: from a base backup, whose WAL reaches
 /// further than a store that was cut off, it waits for the store to come up to where it would go on (since 17.12, 18.6).
-async fn drain(
-    node: &Arc<Node>,
-    sql: &Sql,
-    request: &Request,
-    replies: &ReplyRequests,
-) -> anyhow::Result<()> {
+async fn drain(node: &Arc<Node>, sql: &Sql, request: &Request) -> anyhow::Result<()> {
     let last = last_record(node).await?.unwrap_or(Lsn::INVALID);
     if sql.replay().await?.is_some_and(|replay| replay.is_paused) {
         if !request.force {
@@ -244,7 +233,7 @@ async fn drain(
     let (mut progress, mut advanced_at) = (None, Instant::now());
     loop {
         // Not needed here: so that `walship status` shows meanwhile how it gets on.
-        replies.ask();
+        node.replies.ask();
         let replayed = sql.replay().await?.and_then(|replay| replay.replayed_lsn);
         if replayed.is_some_and(|replayed| replayed >= last) {
             return Ok(());

@@ -10,7 +10,7 @@ use super::node::Node;
 use super::promotion;
 use super::request::Request;
 use super::{follow, members, postgres, retention, samples, trouble};
-use crate::feed::{self, ReplyRequests, ServerVersion};
+use crate::feed::{self, ServerVersion};
 use crate::pg::{postmaster, sql};
 use crate::store::{NodeRole, State};
 
@@ -31,12 +31,11 @@ pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> any
     };
     node.role.send_replace(NodeRole::Standby);
     let token = node.token.child_token();
-    let replies = ReplyRequests::default();
-    let feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), replies.clone(), token.clone()));
+    let feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), token.clone()));
     // The first that ends by itself has failed: each of them runs as long as the standby.
     let ended = tokio::select! {
         failed = noting => failed,
-        ended = follow_until_promoted(&node, requests, &replies) => ended,
+        ended = follow_until_promoted(&node, requests) => ended,
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
@@ -66,7 +65,7 @@ fn become_standby(state: &mut State) {
     state.configured = None;
 }
 
-async fn serve_feed(node: Arc<Node>, replies: ReplyRequests, token: CancellationToken) -> anyhow::Result<()> {
+async fn serve_feed(node: Arc<Node>, token: CancellationToken) -> anyhow::Result<()> {
     // The version comes from the primary with the first Hello; before it nothing is in the store to feed.
     let mut positions = node.store.positions();
     let known = tokio::select! {
@@ -81,7 +80,7 @@ async fn serve_feed(node: Arc<Node>, replies: ReplyRequests, token: Cancellation
         client_uid: rustix::process::getuid().as_raw(),
         server_version: ServerVersion::new(sql::ServerVersion(node.store.state().server_version).to_string()),
     };
-    feed::run(options, node.store.clone(), Arc::clone(&node.vitals), replies, token).await
+    feed::run(options, node.store.clone(), Arc::clone(&node.vitals), node.replies.clone(), token).await
 }
 
 async fn feed_failed(feeding: tokio::task::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<End> {
@@ -93,7 +92,6 @@ async fn feed_failed(feeding: tokio::task::JoinHandle<anyhow::Result<()>>) -> an
 async fn follow_until_promoted(
     node: &Arc<Node>,
     requests: &mut mpsc::Receiver<Request>,
-    replies: &ReplyRequests,
 ) -> anyhow::Result<End> {
     loop {
         let following = node.token.child_token();
@@ -112,7 +110,7 @@ async fn follow_until_promoted(
         };
         following.cancel();
         follower.await.context("stop receiving")?;
-        match promotion::carry_out(node, &plan, &request, replies).await {
+        match promotion::carry_out(node, &plan, &request).await {
             Ok(done) => {
                 reply(request, Ok(done));
                 return Ok(End::Promoted);

@@ -131,7 +131,8 @@ fn member_of(member: &message::Member) -> report::Member {
     }
 }
 
-fn role_of(role: message::Role) -> Role {
+/// A role in the words of a report.
+pub fn role_of(role: message::Role) -> Role {
     match role {
         message::Role::Primary => Role::Primary,
         message::Role::Standby => Role::Standby,

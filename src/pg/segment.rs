@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use super::{Lsn, TimelineId};
+use super::page::{LONG_HEADER_BYTES, SHORT_HEADER_BYTES};
+use super::{Lsn, TimelineId, WAL_PAGE_BYTES};
 
 /// `wal_segment_size`: a power of two from 1 MiB to 1 GiB, fixed when the cluster is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +50,15 @@ impl SegmentSize {
     /// The position after the last byte of a segment.
     pub fn end_lsn(self, segment: SegmentNumber) -> Lsn {
         Lsn((segment.0 + 1) * self.0)
+    }
+
+    /// The furthest that a record can end which ends at or below `lsn`: `lsn` itself, but where a page begins no record
+    /// ends within its header. `pg_current_wal_insert_lsn()` gives the position behind such a header while the last
+    /// record ended before it, so nobody ever replays up to there until more is written.
+    pub fn record_end_within(self, lsn: Lsn) -> Lsn {
+        let page = lsn.align_down(WAL_PAGE_BYTES);
+        let header_bytes = if page == self.start_of(page) { LONG_HEADER_BYTES } else { SHORT_HEADER_BYTES };
+        if lsn - page <= header_bytes as u64 { page } else { lsn }
     }
 
     /// PostgreSQL's file name, `XLogFileName`: timeline, then the number split at 4 GiB.
@@ -108,6 +118,19 @@ mod tests {
         assert_eq!(size.parse_file_name("0000000400000001000000FF").map(|(_, s)| s.0), Some(511));
         assert_eq!(size.parse_file_name("000000040000000100000100"), None, "low part out of range");
         assert_eq!(size.parse_file_name("00000004000000010000000c"), None, "lower case");
+    }
+
+    #[test]
+    fn no_record_ends_within_a_header() {
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let within = |lsn| size.record_end_within(Lsn(lsn)).0;
+        let (segment, page) = (3 << 20, (3 << 20) + 8192);
+        assert_eq!(
+            [segment, segment + 8, segment + 40, segment + 48].map(within),
+            [segment, segment, segment, segment + 48]
+        );
+        assert_eq!([page - 8, page, page + 24, page + 32].map(within), [page - 8, page, page, page + 32]);
+        assert_eq!(within(0), 0);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod samples;
 pub mod table;
 pub mod threshold;
 pub mod units;
+pub mod wait;
 pub mod warnings;
 
 use std::path::PathBuf;

@@ -45,3 +45,5 @@ mod replication;
 mod sql;
 /// A standby: joining, following, and what it survives.
 mod standby;
+/// Read your writes: a wait for a position, how it ends, and who may wait.
+mod wait;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use walship::demo::{ClusterOptions, Proxy, Workload, WorkloadOptions, digest};
+use walship::demo::{ClusterOptions, Workload, WorkloadOptions, digest};
 use walship::pg::Lsn;
 use walship::vitals::Contact;
 
@@ -59,16 +59,6 @@ async fn killed_right_after_the_copy_it_goes_on_as_a_standby() {
     db2.equals(&db1).await;
 }
 
-/// A primary that others reach only through a proxy.
-async fn primary_behind_a_link(test: &Test) -> (Node, Proxy) {
-    let mut db1 = Node::new(test, "db1", ClusterOptions::default()).await;
-    let link = Proxy::start(db1.listen()).await.unwrap();
-    db1.advertise = link.address();
-    db1.init().await;
-    db1.start_primary().await;
-    (db1, link)
-}
-
 #[tokio::test]
 async fn sidecars_and_postgresql_restart_apart() {
     let test = Test::new();
@@ -100,7 +90,7 @@ async fn sidecars_and_postgresql_restart_apart() {
 #[tokio::test]
 async fn a_cut_link_is_said_and_heals() {
     let test = Test::new();
-    let (db1, link) = primary_behind_a_link(&test).await;
+    let (db1, link) = test.primary_behind_a_link("db1").await;
     let db2 = test.standby("db2", &db1).await;
     let workload = writers(&db1).await;
     db2.follows(&db1).await;
@@ -135,7 +125,7 @@ async fn a_cut_link_is_said_and_heals() {
 #[tokio::test]
 async fn a_stalled_link_is_noticed_in_seconds() {
     let test = Test::new();
-    let (db1, link) = primary_behind_a_link(&test).await;
+    let (db1, link) = test.primary_behind_a_link("db1").await;
     let db2 = test.standby("db2", &db1).await;
     let workload = writers(&db1).await;
     link.stall();

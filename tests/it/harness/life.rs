@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
-use walship::demo::{ClusterOptions, StopMode, digest};
+use walship::demo::{ClusterOptions, Proxy, StopMode, digest};
 use walship::pg::Lsn;
 use walship::pg::control::ControlFile;
 use walship::report::{Role, Status, json};
@@ -17,6 +17,16 @@ impl Test {
         node.init().await;
         node.start_primary().await;
         node
+    }
+
+    /// A new primary that others reach only through a proxy.
+    pub async fn primary_behind_a_link(&self, name: &str) -> (Node, Proxy) {
+        let mut node = Node::new(self, name, ClusterOptions::default()).await;
+        let link = Proxy::start(node.listen()).await.unwrap();
+        node.advertise = link.address();
+        node.init().await;
+        node.start_primary().await;
+        (node, link)
     }
 
     /// A standby that has joined `primary` and follows it.
