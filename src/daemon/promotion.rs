@@ -54,7 +54,8 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
         receive.server_time.map(|(_, arrived)| (receive.server_flush_lsn, arrived.elapsed().as_secs()));
     let mut facts = Facts {
         node: node.config.name.clone(),
-        epoch: state.committed_epoch,
+        epoch: state.epoch_of_wal(),
+        committed_epoch: state.committed_epoch,
         highest_epoch: state.promised_epoch.max(state.committed_epoch),
         durable_lsn: node.store.positions().borrow().durable,
         replay,
@@ -67,9 +68,12 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
         facts.primary = Primary::Unsure { node: receive.upstream };
     }
     for answer in answers.values() {
+        facts.committed_epoch = answer.committed_epoch.max(facts.committed_epoch);
         facts.highest_epoch = answer.promised_epoch.max(answer.committed_epoch).max(facts.highest_epoch);
         if answer.role == Role::Standby {
-            let position = answer.positions.map(|at| (answer.committed_epoch, at.flushed_lsn));
+            let made = answer.timeline.as_ref().and_then(|identity| identity.branch.as_ref());
+            let epoch = made.map_or(0, |branch| branch.epoch);
+            let position = answer.positions.map(|at| (epoch, at.flushed_lsn));
             facts.others.push(Other { node: answer.node.clone(), position, answered: true });
         } else if answer.role == Role::Primary && answer.committed_epoch >= state.committed_epoch {
             // One that was left behind by a later promotion is no primary to wait for, also before it knows.
@@ -78,8 +82,7 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
     }
     for member in members::others(node) {
         if member.role == MemberRole::Standby && !answers.contains_key(&member.name) {
-            let position =
-                member.flushed_lsn.is_valid().then_some((state.committed_epoch, member.flushed_lsn));
+            let position = member.flushed_lsn.is_valid().then_some((facts.epoch, member.flushed_lsn));
             facts.others.push(Other { node: member.name, position, answered: false });
         }
     }

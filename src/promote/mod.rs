@@ -63,8 +63,10 @@ pub enum Replay {
 pub struct Facts {
     /// The node that is to be promoted.
     pub node: String,
-    /// Its committed epoch.
+    /// The epoch of its last WAL.
     pub epoch: u64,
+    /// The highest epoch that anyone knows to be committed.
+    pub committed_epoch: u64,
     /// The highest epoch that any node has promised or committed.
     pub highest_epoch: u64,
     /// The end of what is durable here.
@@ -100,6 +102,12 @@ pub enum Stake {
         /// How long ago the primary was last heard of; `None` when never by this process.
         silent_seconds: Option<u64>,
     },
+    /// What was written since a promotion that this log has nothing of, wherever it ends: positions of two branches
+    /// can't be compared.
+    Since {
+        /// The epoch that was committed then.
+        epoch: u64,
+    },
     /// WAL in this range is known to exist elsewhere, and perhaps more.
     AtLeast {
         /// The end of the log that is promoted.
@@ -130,6 +138,12 @@ impl fmt::Display for Stake {
                 write!(
                     f,
                     "what the primary wrote beyond {from} is unknown: it was not heard since walship started"
+                )
+            }
+            Stake::Since { epoch } => {
+                write!(
+                    f,
+                    "all that was written since the promotion of epoch {epoch} is not here and will be lost"
                 )
             }
             Stake::AtLeast { from, to } => write!(
@@ -177,17 +191,31 @@ fn obstacles(facts: &Facts) -> Vec<Refusal> {
     let ours = (facts.epoch, facts.durable_lsn);
     let ahead =
         facts.others.iter().filter_map(|other| Some((other, other.position?))).filter(|(_, at)| *at > ours);
-    if let Some((other, (_, lsn))) = ahead.max_by_key(|(_, at)| *at) {
+    if let Some((other, (epoch, lsn))) = ahead.max_by_key(|(_, at)| *at) {
         let seen = if other.answered { "is" } else { "was last seen" };
+        let (theirs, ours) = if epoch > facts.epoch {
+            (
+                format!("in epoch {epoch} at {lsn}"),
+                format!("in epoch {} at {}", facts.epoch, facts.durable_lsn),
+            )
+        } else {
+            (format!("at {lsn}"), format!("at {}", facts.durable_lsn))
+        };
         obstacles.push(Refusal {
-            reason: format!(
-                "{} {seen} further along, at {lsn}; {} is at {}",
-                other.node, facts.node, facts.durable_lsn
-            ),
+            reason: format!("{} {seen} further along, {theirs}; {} is {ours}", other.node, facts.node),
             hint: format!(
                 "Run `walship promote` on {}, or accept the loss with --force: {stake}.",
                 other.node
             ),
+        });
+    }
+    if facts.committed_epoch > facts.epoch {
+        obstacles.push(Refusal {
+            reason: format!(
+                "a promotion committed epoch {}, and {} has no WAL of it",
+                facts.committed_epoch, facts.node
+            ),
+            hint: format!("Promote the node that was promoted then, or one that followed it; --force goes on regardless: {stake}."),
         });
     }
     match facts.replay {
@@ -208,12 +236,16 @@ fn obstacles(facts: &Facts) -> Vec<Refusal> {
 
 fn stake(facts: &Facts) -> Stake {
     let from = facts.durable_lsn;
+    if facts.committed_epoch > facts.epoch {
+        return Stake::Since { epoch: facts.committed_epoch };
+    }
     let primary = match facts.primary {
         Primary::Writing { lsn, .. } => Some(lsn),
         Primary::Down { stored_lsn, .. } => Some(stored_lsn),
         Primary::Unsure { .. } | Primary::Unreachable => None,
     };
-    let others = facts.others.iter().filter_map(|other| Some(other.position?.1));
+    let comparable = |other: &Other| other.position.filter(|(epoch, _)| *epoch == facts.epoch);
+    let others = facts.others.iter().filter_map(|other| Some(comparable(other)?.1));
     let furthest = others.chain(primary).chain(facts.last_heard.map(|(lsn, _)| lsn)).max();
     match furthest.filter(|to| *to > from) {
         Some(to) => Stake::AtLeast { from, to },
@@ -229,6 +261,7 @@ mod tests {
         Facts {
             node: "db2".into(),
             epoch: 1,
+            committed_epoch: 1,
             highest_epoch: 1,
             durable_lsn: Lsn(1000),
             replay: Replay::Free,
@@ -246,7 +279,7 @@ mod tests {
     fn what_is_refused_and_what_is_at_stake() {
         let writing = Primary::Writing { node: "db1".into(), lsn: Lsn(1500) };
         let down = |lsn| Primary::Down { node: "db1".into(), stored_lsn: Lsn(lsn) };
-        let cases: [(Facts, Option<&str>, &str); 11] = [
+        let cases: [(Facts, Option<&str>, &str); 13] = [
             (facts(), None, "no WAL beyond 0/3E8 is known; what the primary wrote in the 7 s"),
             (Facts { primary: writing, ..facts() }, Some("two primaries"), "at least 0/5DC (500 bytes)"),
             (Facts { primary: down(1000), ..facts() }, None, "no WAL beyond"),
@@ -260,6 +293,13 @@ mod tests {
             (Facts { others: other(1, 1200, true), ..facts() }, Some("db3 is further along"), "(200 bytes)"),
             (Facts { others: other(1, 1200, false), ..facts() }, Some("db3 was last seen"), "(200 bytes)"),
             (Facts { last_heard: Some((Lsn(1300), 2)), ..facts() }, None, "at least 0/514 (300 bytes)"),
+            // On a branch that was left it may be anywhere.
+            (Facts { others: other(0, 1200, true), ..facts() }, None, "no WAL beyond"),
+            (
+                Facts { committed_epoch: 2, ..facts() },
+                Some("has no WAL of it"),
+                "all that was written since the promotion of epoch 2",
+            ),
             (Facts { replay: Replay::Paused, ..facts() }, Some("somebody paused"), "pg_wal_replay_resume()"),
             (
                 Facts { replay: Replay::Delayed { seconds: 60 }, ..facts() },
@@ -283,8 +323,10 @@ mod tests {
 
     #[test]
     fn the_epoch_is_above_every_other_and_a_newer_epoch_is_further() {
-        let facts = Facts { highest_epoch: 6, others: other(2, 10, true), ..facts() };
-        assert!(plan(&facts, false).unwrap_err().reason.contains("further along"));
+        let facts = Facts { committed_epoch: 2, highest_epoch: 6, others: other(2, 10, true), ..facts() };
+        let refusal = plan(&facts, false).unwrap_err();
+        assert_eq!(refusal.reason, "db3 is further along, in epoch 2 at 0/A; db2 is in epoch 1 at 0/3E8");
+        assert!(refusal.hint.contains("since the promotion of epoch 2 is not here"), "{}", refusal.hint);
         assert_eq!(plan(&facts, true).unwrap().epoch, 7);
     }
 }

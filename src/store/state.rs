@@ -164,6 +164,13 @@ impl State {
         })
     }
 
+    /// The epoch of the last WAL: that of the promotion which this node carries out, or of the one that made its newest
+    /// timeline. A higher one may be known to be committed, of which nothing is here.
+    pub fn epoch_of_wal(&self) -> u64 {
+        let made = self.timelines.last().and_then(|identity| identity.branch.as_ref());
+        self.promoting.as_ref().or(made).map_or(0, |branch| branch.epoch)
+    }
+
     /// The member of that name.
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
@@ -324,6 +331,7 @@ mod tests {
         assert_eq!(read(&path).unwrap(), state);
         assert_eq!(state.switch_of(TimelineId(1)), Some((TimelineId(3), Lsn(77))));
         assert_eq!(state.switch_of(TimelineId(3)), None);
+        assert_eq!(state.epoch_of_wal(), 2);
     }
 
     #[test]

@@ -123,6 +123,12 @@ async fn forced_the_loss_is_named() {
     assert!(table.contains("warning:"), "{table}");
     write(&db2, "after").await;
     assert!(db3.cluster.is_ready().await && db3.sidecar.is_running());
+
+    // Nor does it take over later: its position lies beyond db2's, and it has nothing of what was written there.
+    db2.dies().await;
+    let texts =
+        ["a promotion committed epoch 1, and db3 has no WAL of it", "written since the promotion of epoch 1"];
+    db3.walship(&["promote"]).await.failed(3, &texts);
 }
 
 /// Kills walship at a point of the promotion, and lets the same command finish it.
