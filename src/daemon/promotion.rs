@@ -19,12 +19,12 @@ use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
-use crate::pg::Lsn;
 use crate::pg::sql::Sql;
 use crate::pg::sql::promotion as sql;
+use crate::pg::{Lsn, TimelineId};
 use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
-use crate::store::{Branch, MemberRole, NodeRole, State};
-use crate::vitals::Contact;
+use crate::store::{Branch, MemberRole, NodeRole, State, Store};
+use crate::vitals::{Contact, FeedVitals};
 
 /// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
 const DRAIN_STALL: Duration = Duration::from_secs(60);
@@ -165,12 +165,7 @@ pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyh
     let committed = node.blocking("commit the epoch", move |node| {
         // Whom the new primary is to tell and to keep WAL for it knows from the old one alone.
         members::note(node)?;
-        node.store.update_state(|state| {
-            state.promised_epoch = branch.epoch;
-            state.committed_epoch = branch.epoch;
-            state.promoting = Some(branch);
-        })?;
-        anyhow::Ok(())
+        commit(&node.store, branch)
     });
     committed.await??;
     failpoint::hit("promote-committed");
@@ -196,6 +191,27 @@ pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyh
     ))
 }
 
+/// Commits the epoch of a promotion durably, unless this node was told of another one since that was planned.
+fn commit(store: &Store, branch: Branch) -> anyhow::Result<()> {
+    let mut told = None;
+    store.update_state(|state| {
+        let known = state.promised_epoch.max(state.committed_epoch);
+        if known >= branch.epoch {
+            told = Some(known);
+            return;
+        }
+        (state.promised_epoch, state.committed_epoch) = (branch.epoch, branch.epoch);
+        state.promoting = Some(branch);
+    })?;
+    match told {
+        None => Ok(()),
+        Some(epoch) => Err(Fault::refused(
+            format!("another node was promoted with epoch {epoch} meanwhile"),
+            "This node goes on as its standby; `walship status` shows it.",
+        )),
+    }
+}
+
 /// From now on this node is the primary, and nobody else.
 pub async fn become_primary(node: &Arc<Node>) -> anyhow::Result<()> {
     node.blocking("note the role", |node| node.store.update_state(note_primary)).await??;
@@ -217,6 +233,12 @@ pub fn act_as_primary(node: &Node) {
     node.role.send_replace(NodeRole::Primary);
 }
 
+/// Whether PostgreSQL has all of the store. One that streams an older timeline has not, wherever it is there: it would
+/// branch off before the newest, and take its number.
+fn is_drained(fed: &FeedVitals, replayed: Option<Lsn>, timeline: Option<TimelineId>, last: Lsn) -> bool {
+    (fed.timeline.is_none() || fed.timeline == timeline) && replayed.is_some_and(|replayed| replayed >= last)
+}
+
 /// Waits until PostgreSQL has replayed the last whole record of the store: nothing that can be replayed lies past it.
 /// PostgreSQL itself is asked, for it may have that record and stream nothing: from a base backup, whose WAL reaches
 /// further than a store that was cut off, it waits for the store to come up to where it would go on (since 17.12, 18.6).
@@ -232,13 +254,14 @@ async fn drain(node: &Arc<Node>, sql: &Sql, request: &Request) -> anyhow::Result
         request.say("resuming the replay that somebody paused").await;
         sql.resume_replay().await?;
     }
+    let timeline = node.store.newest_timeline();
     request.say(format!("waiting until PostgreSQL has replayed up to {last}")).await;
     let (mut progress, mut advanced_at) = (None, Instant::now());
     loop {
-        // Not needed here: so that `walship status` shows meanwhile how it gets on.
+        // Not needed for the position: so that `walship status` shows meanwhile how it gets on.
         node.replies.ask();
         let replayed = sql.replay().await?.and_then(|replay| replay.replayed_lsn);
-        if replayed.is_some_and(|replayed| replayed >= last) {
+        if is_drained(&node.vitals.feed.get(), replayed, timeline, last) {
             return Ok(());
         }
         if replayed != progress {
@@ -252,5 +275,45 @@ async fn drain(node: &Arc<Node>, sql: &Sql, request: &Request) -> anyhow::Result
             .hint("Look at its log, and whether its replay is paused or delayed; the node goes on as a standby.");
         }
         sleep(DRAIN_LOOK_EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::SegmentSize;
+    use crate::store::NewStore;
+
+    #[test]
+    fn nothing_is_committed_at_or_below_an_epoch_that_was_heard_of_meanwhile() {
+        let folder = tempfile::tempdir().unwrap();
+        let segment_size = SegmentSize::new(1 << 20).unwrap();
+        let store = Store::create(folder.path(), NewStore { system_identifier: 7, segment_size }).unwrap();
+        let branch = |epoch| Branch { epoch, node: "db2".into() };
+        store.update_state(|state| (state.promised_epoch, state.committed_epoch) = (3, 3)).unwrap();
+        for epoch in [2, 3] {
+            let error = commit(&store, branch(epoch)).unwrap_err();
+            assert_eq!(Fault::outcome_of(&error), Outcome::Refused, "{error:#}");
+        }
+        assert_eq!((store.state().committed_epoch, store.state().promoting), (3, None));
+        commit(&store, branch(4)).unwrap();
+        assert_eq!((store.state().committed_epoch, store.state().promoting), (4, Some(branch(4))));
+    }
+
+    #[test]
+    fn who_is_on_an_older_timeline_is_not_drained() {
+        let streams = |timeline: Option<u32>| FeedVitals {
+            timeline: timeline.map(TimelineId),
+            ..FeedVitals::default()
+        };
+        let drained = |fed: &FeedVitals, replayed| is_drained(fed, replayed, Some(TimelineId(2)), Lsn(90));
+        assert!(
+            !drained(&streams(Some(1)), Some(Lsn(120))),
+            "the store goes on from before 120 on timeline 2"
+        );
+        assert!(drained(&streams(Some(2)), Some(Lsn(90))));
+        assert!(!drained(&streams(Some(2)), Some(Lsn(89))));
+        assert!(!drained(&streams(Some(2)), None));
+        assert!(drained(&streams(None), Some(Lsn(90))), "it streams nothing, and has it all");
     }
 }
