@@ -19,8 +19,8 @@ use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
-use crate::pg::sql::Sql;
 use crate::pg::sql::promotion as sql;
+use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
 use crate::store::{Branch, MemberRole, NodeRole, State, Store};
@@ -159,6 +159,7 @@ pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyh
         failpoint::hit("promote-drained");
         let slot = &node.config.slot;
         capture::slot::hold(&sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
+        may_promote(&sql).await?;
     }
     let branch = Branch { epoch: plan.epoch, node: node.config.name.clone() };
     request.say(format!("committing epoch {}", plan.epoch)).await;
@@ -188,6 +189,21 @@ pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyh
         node.config.name,
         plan.epoch,
         started.elapsed().as_secs_f64()
+    ))
+}
+
+/// Refuses what would fail behind the commit, when there is no way back. PostgreSQL has all by now.
+async fn may_promote(sql: &Sql) -> anyhow::Result<()> {
+    if sql.has(Grant::Promote).await? {
+        return Ok(());
+    }
+    let mend = Grant::Promote.sql_that_mends(sql.role(), sql.version());
+    Err(Fault::refused(
+        format!("the role {} may not promote this PostgreSQL", sql.role()),
+        format!(
+            "A superuser grants it on the primary: {mend} Where there is none, run `pg_ctl promote` on this node and then \
+             `walship promote` again."
+        ),
     ))
 }
 

@@ -314,3 +314,25 @@ async fn a_postgresql_that_has_all_already_need_not_stream_to_be_promoted() {
     assert!(done.contains("db2 is the primary of epoch 1"), "{done}");
     assert_eq!(db2.cluster.value("SELECT count(*) FROM before").await.unwrap(), "1000");
 }
+
+#[tokio::test]
+async fn a_role_that_may_not_promote_is_refused_before_there_is_no_way_back() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    db2.knows(&["db1", "db2"]).await;
+    db1.cluster.sql("CREATE ROLE walship LOGIN REPLICATION").await.unwrap();
+    db2.follows(&db1).await;
+    db2.sidecar.terminate().await;
+    db2.sidecar.set("WALSHIP_CONNINFO", &db2.cluster.conninfo_as("walship"));
+    db2.run().await;
+    db1.dies().await;
+    db2.sidecar.expect_log("the promotion failed, going on as a standby");
+    let texts = ["the role walship may not promote", "hint: A superuser grants it", "run `pg_ctl promote`"];
+    db2.walship(&["promote"]).await.failed(3, &texts);
+    assert_eq!(db2.status().await.unwrap().node.committed_epoch, 0);
+    db2.cluster.promote().await.unwrap();
+    db2.walship(&["promote"]).await.succeeded();
+    write(&db2, "after").await;
+    db2.captures().await;
+}
