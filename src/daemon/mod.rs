@@ -261,5 +261,10 @@ async fn live(
     {
         return Ok(());
     }
+    // Whoever asked for a promotion while one was under way is answered by it, and nobody waits in the channel any more.
+    requests.close();
+    while let Some(request) = requests.recv().await {
+        request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
+    }
     primary::run(Arc::clone(node)).await
 }

@@ -15,6 +15,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// Tells the outcome. Whoever asked may have gone; it is in the log, too.
+    pub fn answer(self, outcome: anyhow::Result<String>) {
+        let _ = self.done.send(outcome);
+    }
+
     /// Tells one line.
     pub async fn say(&self, line: impl Into<String>) {
         let line = line.into();

@@ -101,29 +101,24 @@ async fn follow_until_promoted(
             let Some(request) = requests.recv().await else { return Ok(End::Stopped) };
             match promotion::plan(node, &request).await {
                 Ok(plan) if !request.dry_run => break (plan, request),
-                Ok(plan) => reply(
-                    request,
-                    Ok(format!("epoch {} would be committed; nothing was changed", plan.epoch)),
-                ),
-                Err(error) => reply(request, Err(error)),
+                Ok(plan) => {
+                    let planned = format!("epoch {} would be committed; nothing was changed", plan.epoch);
+                    request.answer(Ok(planned));
+                }
+                Err(error) => request.answer(Err(error)),
             }
         };
         following.cancel();
         follower.await.context("stop receiving")?;
         match promotion::carry_out(node, &plan, &request).await {
             Ok(done) => {
-                reply(request, Ok(done));
+                request.answer(Ok(done));
                 return Ok(End::Promoted);
             }
             Err(error) => {
                 tracing::warn!("the promotion failed, going on as a standby: {error:#}");
-                reply(request, Err(error));
+                request.answer(Err(error));
             }
         }
     }
-}
-
-fn reply(request: Request, outcome: anyhow::Result<String>) {
-    // Whoever asked may have gone; the outcome is in the log, too.
-    let _ = request.done.send(outcome);
 }

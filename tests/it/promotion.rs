@@ -336,3 +336,20 @@ async fn a_role_that_may_not_promote_is_refused_before_there_is_no_way_back() {
     write(&db2, "after").await;
     db2.captures().await;
 }
+
+#[tokio::test]
+async fn asked_for_twice_at_once_a_promotion_answers_both() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    db2.knows(&["db1", "db2"]).await;
+    db2.sidecar.terminate().await;
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-drained=sleep:2s");
+    db2.run().await;
+    db1.dies().await;
+    let (one, two) = tokio::join!(db2.walship(&["promote"]), db2.walship(&["promote"]));
+    let told = [one.succeeded(), two.succeeded()];
+    let first = told.iter().filter(|told| told.contains("db2 is the primary of epoch 1")).count();
+    let second = told.iter().filter(|told| told.contains("db2 was promoted meanwhile")).count();
+    assert_eq!((first, second), (1, 1), "{told:?}");
+}
