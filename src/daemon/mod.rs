@@ -102,7 +102,8 @@ pub async fn resume(config: Config) -> anyhow::Result<()> {
         ));
     };
     if role == NodeRole::Standby {
-        let promoted = state.promoting.is_some() && is_primary(&config).await;
+        // It may be down, and has taken its signal away with the promotion.
+        let promoted = state.promoting.is_some() && (joined.is_none() || is_primary(&config).await);
         if promoted {
             tracing::info!(
                 "a promotion was interrupted after PostgreSQL was promoted: this node is the primary"

@@ -353,3 +353,24 @@ async fn asked_for_twice_at_once_a_promotion_answers_both() {
     let second = told.iter().filter(|told| told.contains("db2 was promoted meanwhile")).count();
     assert_eq!((first, second), (1, 1), "{told:?}");
 }
+
+#[tokio::test]
+async fn killed_with_its_postgresql_after_the_promotion_it_comes_back_as_the_primary() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    db2.knows(&["db1", "db2"]).await;
+    db2.sidecar.terminate().await;
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-promoted=abort");
+    db2.run().await;
+    db1.dies().await;
+    db2.walship(&["promote"]).await.failed(4, &["the sidecar ended without an answer"]);
+    db2.sidecar.ended().await;
+    db2.cluster.kill().await.unwrap();
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db2.run().await;
+    assert!(db2.status().await.unwrap().node.role == Role::Primary);
+    db2.cluster.start().await.unwrap();
+    write(&db2, "after").await;
+    db2.captures().await;
+}
