@@ -45,6 +45,10 @@ pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> any
         () = node.token.cancelled() => Ok(End::Stopped),
     };
     token.cancel();
+    if let Ok(End::Stopped) = ended {
+        // Whom it heard of last, a promotion after the next start must ask.
+        trouble::unless_of_disk(node.blocking("keep the members", members::note).await?)?;
+    }
     ended
 }
 

@@ -374,3 +374,19 @@ async fn killed_with_its_postgresql_after_the_promotion_it_comes_back_as_the_pri
     write(&db2, "after").await;
     db2.captures().await;
 }
+
+#[tokio::test]
+async fn whom_a_standby_heard_of_last_it_knows_after_a_restart() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    let mut db3 = Node::empty(&test, "db3");
+    db3.join(&db1.invite("db3").await, &[]);
+    // At once: in a second it is on disk anyway.
+    db2.knows(&["db3"]).await;
+    db2.sidecar.terminate().await;
+    db3.follows(&db1).await;
+    db1.sidecar.terminate().await;
+    db2.run().await;
+    db2.knows(&["db3"]).await;
+}
