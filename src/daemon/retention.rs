@@ -9,7 +9,7 @@ use super::node::Node;
 use super::trouble;
 use crate::fault::Fault;
 use crate::pg::Lsn;
-use crate::store::{Hold, MemberRole, NodeRole};
+use crate::store::{Hold, MemberRole, NodeRole, State};
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -39,8 +39,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
 /// Removes what may go and lets go of whom must be; says whether the store is still too large.
 fn apply(node: &Node) -> anyhow::Result<bool> {
     let holds = holds(node);
-    // A standby that does not know yet where its PostgreSQL begins keeps everything.
-    if holds.iter().any(|hold| !hold.lsn.is_valid()) {
+    if !may_remove(&node.store.state(), &holds) {
         return Ok(false);
     }
     let max_bytes = max_bytes(node)?;
@@ -49,6 +48,12 @@ fn apply(node: &Node) -> anyhow::Result<bool> {
         let_go(node, hold, max_bytes)?;
     }
     Ok(done.over_limit)
+}
+
+/// Whether it is known what is needed. A standby that does not know yet where its PostgreSQL begins keeps everything,
+/// and so does a new primary until its timeline has begun: the old one may have to be cut further back than anyone is.
+fn may_remove(state: &State, holds: &[Hold]) -> bool {
+    state.promoting.is_none() && holds.iter().all(|hold| hold.lsn.is_valid())
 }
 
 fn let_go(node: &Node, hold: &Hold, max_bytes: u64) -> anyhow::Result<()> {
@@ -117,6 +122,20 @@ pub fn max_bytes(node: &Node) -> anyhow::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_goes_before_a_promotion_is_complete() {
+        use crate::pg::SegmentSize;
+        use crate::store::{Branch, NewStore, Store};
+        let folder = tempfile::tempdir().unwrap();
+        let segment_size = SegmentSize::new(1 << 20).unwrap();
+        let store = Store::create(folder.path(), NewStore { system_identifier: 7, segment_size }).unwrap();
+        let hold = |lsn| Hold { holder: "db1".into(), lsn: Lsn(lsn), may_be_let_go: true };
+        assert!(may_remove(&store.state(), &[hold(1)]) && !may_remove(&store.state(), &[hold(1), hold(0)]));
+        let branch = Some(Branch { epoch: 1, node: "db2".into() });
+        store.update_state(|state| state.promoting = branch).unwrap();
+        assert!(!may_remove(&store.state(), &[hold(1)]) && !may_remove(&store.state(), &[]));
+    }
 
     #[test]
     fn a_member_that_never_said_where_it_is_holds_everything() {
