@@ -14,6 +14,7 @@ use crate::config::{Address, Bundle, Config, ConfigError, ConninfoText, Override
 use crate::daemon::local_copy::{self, Local};
 use crate::daemon::remote_copy::{self, Remote};
 use crate::fault::{Advised, Fault, Outcome, WithFault};
+use crate::pg::AccessError;
 use crate::pg::Conninfo;
 use crate::pg::sql::SqlError;
 use crate::restore::standby::StandbySettings;
@@ -278,10 +279,10 @@ async fn told_to_stop() -> anyhow::Result<&'static str> {
 /// Adds what to do when PostgreSQL on this host can't be asked.
 fn advise(error: anyhow::Error) -> anyhow::Error {
     let hint = match error.downcast_ref::<SqlError>() {
-        Some(SqlError::Unreachable { .. }) => {
+        Some(SqlError::Access(AccessError::Unreachable { .. })) => {
             "Is it running, and is this its address? --conninfo 'host=… port=… user=…' says how to reach it."
         }
-        Some(SqlError::AuthenticationFailed { .. }) => {
+        Some(SqlError::Access(AccessError::AuthenticationFailed { .. })) => {
             "Name a user that may connect and replicate with --conninfo 'user=…'."
         }
         _ => return error,

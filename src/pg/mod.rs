@@ -12,6 +12,7 @@ pub mod lsn;
 pub mod manifest;
 pub mod message;
 pub mod page;
+mod party;
 mod passfile;
 pub mod postmaster;
 pub mod record;
@@ -27,6 +28,7 @@ pub use binaries::Binaries;
 pub use conninfo::Conninfo;
 pub use levels::{Level, Levels};
 pub use lsn::Lsn;
+pub use party::AccessError;
 pub use segment::{SegmentNumber, SegmentSize};
 pub use timeline::{History, TimelineId};
 

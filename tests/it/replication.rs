@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_rustls::rustls::ClientConfig;
 use walship::demo::{Cluster, ClusterOptions, StopMode};
+use walship::pg::AccessError;
 use walship::pg::replication::{Event, Incoming, Outgoing, Replication, ReplicationError, Started};
 use walship::pg::sql::Sql;
 use walship::pg::{Conninfo, Lsn, TimelineId};
@@ -89,7 +90,9 @@ async fn refusals_are_sorted() {
     cluster.sql("CREATE ROLE nobody LOGIN").await.unwrap();
     let nobody = Conninfo::parse(&cluster.conninfo_as("nobody")).unwrap();
     let error = Replication::connect(&nobody, "walship").await.err().unwrap();
-    let ReplicationError::MissingGrant { sql_that_mends, .. } = &error else { panic!("{error}") };
+    let ReplicationError::Access(AccessError::MissingGrant { sql_that_mends, .. }) = &error else {
+        panic!("{error}")
+    };
     assert_eq!(sql_that_mends, "ALTER ROLE nobody REPLICATION;");
 
     let flushed = connect(&cluster).await.identify_system().await.unwrap().flushed;
@@ -181,7 +184,8 @@ async fn passwords_and_channel_binding() {
             let expected = if rest.contains("7s") { "7s" } else { "1min" };
             assert_eq!(connection.show("wal_sender_timeout").await.unwrap(), expected);
         }
-        let refused = matches!(&result, Err(ReplicationError::AuthenticationFailed { .. }));
+        let refused =
+            matches!(&result, Err(ReplicationError::Access(AccessError::AuthenticationFailed { .. })));
         assert!(result.is_ok() == fits && refused != fits, "{rest}: {:?}", result.err());
     }
     let sql = Sql::connect(&info("user=scram password=secret sslmode=require channel_binding=require"))

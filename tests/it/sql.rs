@@ -1,6 +1,7 @@
 //! The few queries, what they need, and how their errors are sorted.
 
 use walship::demo::{Cluster, ClusterOptions, StopMode};
+use walship::pg::AccessError;
 use walship::pg::sql::server::WalPositions;
 use walship::pg::sql::slot::WalStatus;
 use walship::pg::sql::{Grant, Sql, SqlError};
@@ -32,7 +33,9 @@ async fn every_privilege_is_missed_by_name_and_mended_by_its_sql() {
         sql.data_directory().await.unwrap_err(),
     ];
     for error in refusals {
-        let SqlError::MissingGrant { sql_that_mends, .. } = error else { panic!("{error}") };
+        let SqlError::Access(AccessError::MissingGrant { sql_that_mends, .. }) = error else {
+            panic!("{error}")
+        };
         cluster.sql(&sql_that_mends).await.unwrap();
     }
     for grant in Grant::ALL {
@@ -94,9 +97,12 @@ async fn what_cannot_be_reached_says_so_and_an_end_is_noticed() {
     let reasons = ["terminating connection", "closed", "error communicating with the server: "];
     assert!(reasons.iter().any(|reason| ended.contains(reason)), "{ended}");
     let error = sql.facts().await.unwrap_err();
-    assert!(matches!(&error, SqlError::Unreachable { .. }) && error.is_transient(), "{error}");
+    assert!(
+        matches!(&error, SqlError::Access(AccessError::Unreachable { .. })) && error.is_transient(),
+        "{error}"
+    );
     let error = Sql::connect(&info).await.unwrap_err();
-    assert!(matches!(&error, SqlError::Unreachable { .. }), "{error}");
+    assert!(matches!(&error, SqlError::Access(AccessError::Unreachable { .. })), "{error}");
     assert!(error.to_string().contains(".s.PGSQL.5432"), "{error}");
 
     let hba = "local all all scram-sha-256\n";
@@ -105,8 +111,7 @@ async fn what_cannot_be_reached_says_so_and_an_end_is_noticed() {
     for (password, fits) in [("", false), (" password=wrong", false), (" password=secret", true)] {
         let text = cluster.conninfo_as("walship") + password;
         let result = Sql::connect(&Conninfo::parse(&text).unwrap()).await;
-        let refused =
-            matches!(&result, Err(SqlError::AuthenticationFailed { role, .. }) if role == "walship");
+        let refused = matches!(&result, Err(SqlError::Access(AccessError::AuthenticationFailed { role, .. })) if role == "walship");
         assert!(result.is_ok() == fits && refused != fits, "{result:?}");
         assert!(!format!("{result:?}").contains("wrong"));
     }

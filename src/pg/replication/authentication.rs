@@ -5,6 +5,7 @@ use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use tokio_postgres::config::ChannelBinding;
 
+use super::error::{protocol, sort};
 use super::{Replication, ReplicationError};
 use crate::pg::Conninfo;
 use crate::pg::message::backend::{Authentication, Backend};
@@ -22,7 +23,7 @@ impl Replication {
         let binding_required = conninfo.channel_binding() == ChannelBinding::Require;
         let request = self.read_authentication().await?;
         if binding_required && !matches!(request, Authentication::Sasl { .. }) {
-            return Err(self.party.unauthenticated("the server did not ask for channel binding"));
+            return Err(self.party.unauthenticated("the server did not ask for channel binding").into());
         }
         match request {
             Authentication::Ok => return Ok(()),
@@ -37,11 +38,13 @@ impl Replication {
             Authentication::Sasl { mechanisms } => {
                 self.scram(conninfo, &mechanisms, server_end_point, binding_required).await?;
             }
-            _ => return Err(self.party.unauthenticated("the server asks for a method we do not have")),
+            _ => {
+                return Err(self.party.unauthenticated("the server asks for a method we do not have").into());
+            }
         }
         match self.read_authentication().await? {
             Authentication::Ok => Ok(()),
-            _ => Err(self.party.protocol("a second authentication request")),
+            _ => Err(protocol(&self.party, "a second authentication request")),
         }
     }
 
@@ -59,41 +62,42 @@ impl Replication {
                 (sasl::SCRAM_SHA_256_PLUS, sasl::ChannelBinding::tls_server_end_point(data))
             }
             _ if binding_required => {
-                return Err(self.party.unauthenticated("channel binding is required, but not possible here"));
+                return Err(self
+                    .party
+                    .unauthenticated("channel binding is required, but not possible here")
+                    .into());
             }
             // Says that we could have bound: a server that knows it offered it sees that somebody meddled.
             Some(_) => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unrequested()),
             None => (sasl::SCRAM_SHA_256, sasl::ChannelBinding::unsupported()),
         };
         if !offers(mechanism) {
-            return Err(self.party.unauthenticated("the server offers no SCRAM-SHA-256"));
+            return Err(self.party.unauthenticated("the server offers no SCRAM-SHA-256").into());
         }
         let mut scram = ScramSha256::new(self.password(conninfo)?, binding);
         self.send(&Frontend::sasl_initial_response(mechanism, scram.message())).await?;
         let Authentication::SaslContinue(challenge) = self.read_authentication().await? else {
-            return Err(self.party.protocol("no SCRAM challenge"));
+            return Err(protocol(&self.party, "no SCRAM challenge"));
         };
         scram.update(&challenge).map_err(|error| self.party.unauthenticated(error.to_string()))?;
         self.send(&Frontend::Password(Bytes::copy_from_slice(scram.message()))).await?;
         let Authentication::SaslFinal(proof) = self.read_authentication().await? else {
-            return Err(self.party.protocol("no SCRAM proof"));
+            return Err(protocol(&self.party, "no SCRAM proof"));
         };
         // The server proves that it knows the password, too.
-        scram.finish(&proof).map_err(|error| self.party.unauthenticated(error.to_string()))
+        Ok(scram.finish(&proof).map_err(|error| self.party.unauthenticated(error.to_string()))?)
     }
 
     fn password<'a>(&self, conninfo: &'a Conninfo) -> Result<&'a [u8]> {
-        conninfo.password().ok_or_else(|| {
-            self.party
-                .unauthenticated("it asks for a password; give one by password=…, PGPASSWORD or ~/.pgpass")
-        })
+        const MISSING: &str = "it asks for a password; give one by password=…, PGPASSWORD or ~/.pgpass";
+        conninfo.password().ok_or_else(|| self.party.unauthenticated(MISSING).into())
     }
 
     async fn read_authentication(&mut self) -> Result<Authentication> {
         match self.read().await? {
             Backend::Authentication(step) => Ok(step),
-            Backend::ErrorResponse(error) => Err(self.party.sort(error)),
-            _ => Err(self.party.protocol("not an authentication request")),
+            Backend::ErrorResponse(error) => Err(sort(&self.party, error)),
+            _ => Err(protocol(&self.party, "not an authentication request")),
         }
     }
 }

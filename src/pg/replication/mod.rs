@@ -17,9 +17,10 @@ use tokio::time::timeout;
 use super::message::backend::Backend;
 use super::message::frontend::{Frontend, Startup};
 use super::message::{MessageReader, MessageWriter};
+use super::party::Party;
 use super::{Conninfo, Lsn, TimelineId};
-use error::Party;
 pub use error::ReplicationError;
+use error::{protocol, sort, sort_message_error};
 use socket::{ReadHalf, WriteHalf};
 pub use stream::{Event, Incoming, Outgoing, Started};
 
@@ -49,11 +50,11 @@ pub struct Identity {
 impl Replication {
     /// Connects for physical replication under an application name, the one of `synchronous_standby_names`.
     pub async fn connect(conninfo: &Conninfo, application_name: &str) -> Result<Replication> {
-        let party = Party { server: conninfo.endpoint().to_string(), role: conninfo.user().to_owned() };
+        let party = Party::for_replication(conninfo);
         let limit = conninfo.connect_time_max();
         match timeout(limit, Replication::open(conninfo, application_name, party.clone())).await {
             Ok(result) => result,
-            Err(_) => Err(party.unreachable(format!("no answer within {} s", limit.as_secs()))),
+            Err(_) => Err(party.unreachable(format!("no answer within {} s", limit.as_secs())).into()),
         }
     }
 
@@ -75,9 +76,12 @@ impl Replication {
             match replication.read().await? {
                 Backend::ReadyForQuery { .. } => return Ok(replication),
                 Backend::BackendKeyData { .. } => {}
-                Backend::ErrorResponse(error) => return Err(replication.party.sort(error)),
+                Backend::ErrorResponse(error) => return Err(sort(&replication.party, error)),
                 _ => {
-                    return Err(replication.party.protocol("an unexpected message before the first command"));
+                    return Err(protocol(
+                        &replication.party,
+                        "an unexpected message before the first command",
+                    ));
                 }
             }
         }
@@ -92,21 +96,21 @@ impl Replication {
             (Some((system_identifier, timeline)), Some(flushed)) => {
                 Ok(Identity { system_identifier, timeline: TimelineId(timeline), flushed })
             }
-            _ => Err(self.party.protocol("IDENTIFY_SYSTEM gave no identity")),
+            _ => Err(protocol(&self.party, "IDENTIFY_SYSTEM gave no identity")),
         }
     }
 
     /// `SHOW`: a setting as text, with its unit.
     pub async fn show(&mut self, name: &str) -> Result<String> {
         let row = self.row(&format!("SHOW {name}")).await?;
-        row.first().and_then(text_of).ok_or_else(|| self.party.protocol("SHOW gave no text"))
+        row.first().and_then(text_of).ok_or_else(|| protocol(&self.party, "SHOW gave no text"))
     }
 
     /// `TIMELINE_HISTORY`: the content of a history file, byte for byte.
     pub async fn timeline_history(&mut self, timeline: TimelineId) -> Result<Bytes> {
         let row = self.row(&format!("TIMELINE_HISTORY {timeline}")).await?;
         let content = row.into_iter().nth(1).flatten();
-        content.ok_or_else(|| self.party.protocol("TIMELINE_HISTORY gave no content"))
+        content.ok_or_else(|| protocol(&self.party, "TIMELINE_HISTORY gave no content"))
     }
 
     /// `START_REPLICATION`, without a slot: WAL of `timeline` from `lsn` on.
@@ -117,14 +121,14 @@ impl Replication {
                 let outgoing = Outgoing::new(self.writer, self.party.clone());
                 Ok(Started::Streaming(Incoming::new(self.reader, self.party), outgoing))
             }
-            Backend::ErrorResponse(error) => Err(self.party.sort(error)),
+            Backend::ErrorResponse(error) => Err(sort(&self.party, error)),
             // A timeline that ended right there: the row of the next one, and no stream.
             Backend::RowDescription(_) => {
                 let rows = self.rows_to_ready().await?;
                 let (next, lsn) = self.next_timeline(rows.first())?;
                 Ok(Started::AtEndOfTimeline { next, lsn, connection: self })
             }
-            _ => Err(self.party.protocol("an unexpected answer to START_REPLICATION")),
+            _ => Err(protocol(&self.party, "an unexpected answer to START_REPLICATION")),
         }
     }
 
@@ -133,7 +137,7 @@ impl Replication {
         let text = |index: usize| row.and_then(|row| row.get(index)).and_then(text_of);
         let next = text(0).and_then(|text| text.parse().ok()).map(TimelineId);
         let lsn = text(1).and_then(|text| text.parse().ok());
-        next.zip(lsn).ok_or_else(|| self.party.protocol("the end of a timeline names no next one"))
+        next.zip(lsn).ok_or_else(|| protocol(&self.party, "the end of a timeline names no next one"))
     }
 
     /// Runs a command that yields one row.
@@ -142,7 +146,7 @@ impl Replication {
         let mut rows = self.rows_to_ready().await?;
         match (rows.pop(), rows.is_empty()) {
             (Some(row), true) => Ok(row),
-            _ => Err(self.party.protocol(format!("{command} did not give one row"))),
+            _ => Err(protocol(&self.party, format!("{command} did not give one row"))),
         }
     }
 
@@ -156,10 +160,10 @@ impl Replication {
                 Backend::RowDescription(_) | Backend::CommandComplete(_) => {}
                 Backend::ReadyForQuery { .. } => return refused.map_or(Ok(rows), Err),
                 Backend::ErrorResponse(error) if error.severity == "ERROR" => {
-                    refused = Some(self.party.sort(error));
+                    refused = Some(sort(&self.party, error));
                 }
-                Backend::ErrorResponse(error) => return Err(self.party.sort(error)),
-                _ => return Err(self.party.protocol("an unexpected message in the answer to a command")),
+                Backend::ErrorResponse(error) => return Err(sort(&self.party, error)),
+                _ => return Err(protocol(&self.party, "an unexpected message in the answer to a command")),
             }
         }
     }
@@ -167,9 +171,10 @@ impl Replication {
     async fn read_in_time(&mut self) -> Result<Backend> {
         match timeout(COMMAND_TIME_MAX, self.read()).await {
             Ok(result) => result,
-            Err(_) => {
-                Err(self.party.unreachable(format!("no answer within {} s", COMMAND_TIME_MAX.as_secs())))
-            }
+            Err(_) => Err(self
+                .party
+                .unreachable(format!("no answer within {} s", COMMAND_TIME_MAX.as_secs()))
+                .into()),
         }
     }
 
@@ -184,7 +189,7 @@ impl Replication {
     }
 
     async fn flush(&mut self) -> Result<()> {
-        self.writer.flush().await.map_err(|error| self.party.sort_message_error(error))
+        self.writer.flush().await.map_err(|error| sort_message_error(&self.party, error))
     }
 }
 
@@ -201,9 +206,9 @@ fn text_of(value: &Option<Bytes>) -> Option<String> {
 /// reader's buffer whole or not at all.
 async fn read(reader: &mut MessageReader<ReadHalf>, party: &Party) -> Result<Backend> {
     loop {
-        let raw = reader.read().await.map_err(|error| party.sort_message_error(error))?;
+        let raw = reader.read().await.map_err(|error| sort_message_error(party, error))?;
         let raw = raw.ok_or_else(|| party.unreachable("the server closed the connection"))?;
-        match Backend::decode(raw).map_err(|error| party.sort_message_error(error))? {
+        match Backend::decode(raw).map_err(|error| sort_message_error(party, error))? {
             Backend::NoticeResponse(notice) => tracing::debug!("PostgreSQL says: {notice}"),
             Backend::ParameterStatus { .. } | Backend::NegotiateProtocolVersion { .. } => {}
             message => return Ok(message),

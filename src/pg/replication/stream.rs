@@ -1,12 +1,13 @@
 //! The stream of WAL: two halves that never wait for each other, so that status messages leave while WAL arrives.
 
-use super::error::Party;
+use super::error::{protocol, sort, sort_message_error};
 use super::socket::{ReadHalf, WriteHalf};
 use super::{Replication, Result, read};
 use crate::pg::message::backend::Backend;
 use crate::pg::message::copy::{FromClient, FromServer, Keepalive, WalData};
 use crate::pg::message::frontend::Frontend;
 use crate::pg::message::{MessageReader, MessageWriter};
+use crate::pg::party::Party;
 use crate::pg::{Lsn, TimelineId};
 
 /// What START_REPLICATION led to.
@@ -58,7 +59,7 @@ impl Incoming {
     pub async fn next(&mut self) -> Result<Event> {
         match read(&mut self.reader, &self.party).await? {
             Backend::CopyData(body) => {
-                match FromServer::decode(body).map_err(|error| self.party.sort_message_error(error))? {
+                match FromServer::decode(body).map_err(|error| sort_message_error(&self.party, error))? {
                     FromServer::Wal(wal) => Ok(Event::Wal(wal)),
                     FromServer::Keepalive(keepalive) => Ok(Event::Keepalive(keepalive)),
                 }
@@ -66,8 +67,8 @@ impl Incoming {
             Backend::CopyDone => Ok(Event::EndOfTimeline),
             // `COPY 0` without CopyDone, then the end of the connection: an orderly stop (pg-facts, A).
             Backend::CommandComplete(_) => Ok(Event::ServerClosed),
-            Backend::ErrorResponse(error) => Err(self.party.sort(error)),
-            _ => Err(self.party.protocol("an unexpected message in the stream")),
+            Backend::ErrorResponse(error) => Err(sort(&self.party, error)),
+            _ => Err(protocol(&self.party, "an unexpected message in the stream")),
         }
     }
 
@@ -98,6 +99,6 @@ impl Outgoing {
 
     /// Sends what is queued. Cancel-safe: what was sent has left the queue.
     pub async fn flush(&mut self) -> Result<()> {
-        self.writer.flush().await.map_err(|error| self.party.sort_message_error(error))
+        self.writer.flush().await.map_err(|error| sort_message_error(&self.party, error))
     }
 }

@@ -5,44 +5,14 @@ use std::io;
 use std::time::Duration;
 
 use super::Grant;
+use crate::pg::party::{AccessError, Party};
 
 /// An SQL connection or query that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SqlError {
-    /// Nobody answers, or the connection broke: worth another try.
-    #[error("PostgreSQL at {server} cannot be reached: {reason}")]
-    Unreachable {
-        /// Its address.
-        server: String,
-        /// The system's or the server's words.
-        reason: String,
-    },
-    /// It answers, but takes no connections now (57P03): worth another try.
-    #[error("PostgreSQL at {server} is not accepting connections: {message}")]
-    StartingUp {
-        /// Its address.
-        server: String,
-        /// Its words, such as `the database system is starting up`.
-        message: String,
-    },
-    /// The role, its password or pg_hba.conf.
-    #[error("PostgreSQL at {server} does not let {role} in: {message}")]
-    AuthenticationFailed {
-        /// Its address.
-        server: String,
-        /// The role we tried.
-        role: String,
-        /// Its words.
-        message: String,
-    },
-    /// The role may not do this; a superuser mends it.
-    #[error("the role may not {what}; a superuser grants it with: {sql_that_mends}")]
-    MissingGrant {
-        /// What it may not do.
-        what: &'static str,
-        /// The statement to run.
-        sql_that_mends: String,
-    },
+    /// It does not talk to us, or not about this.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// A server that walship does not work with.
     #[error("{what}")]
     Unsupported {
@@ -72,7 +42,7 @@ pub enum SqlError {
 impl SqlError {
     /// True when the same call may succeed later without anybody doing anything.
     pub fn is_transient(&self) -> bool {
-        matches!(self, SqlError::Unreachable { .. } | SqlError::StartingUp { .. })
+        matches!(self, SqlError::Access(error) if error.is_transient())
     }
 
     /// The SQLSTATE of a refusal.
@@ -82,13 +52,6 @@ impl SqlError {
             _ => None,
         }
     }
-}
-
-/// Who is talking to whom: what every error of one connection has in common.
-#[derive(Clone, Debug)]
-pub(super) struct Party {
-    pub server: String,
-    pub role: String,
 }
 
 /// What a query is for and what it needs.
@@ -122,44 +85,33 @@ impl Task {
     }
 }
 
-impl Party {
-    pub fn unreachable(&self, reason: impl Into<String>) -> SqlError {
-        SqlError::Unreachable { server: self.server.clone(), reason: reason.into() }
+/// Sorts an error of tokio-postgres.
+pub(super) fn sort(party: &Party, task: Task, error: &tokio_postgres::Error) -> SqlError {
+    let Some(db) = error.as_db_error() else { return sort_client_error(party, task, error) };
+    let (code, message) = (db.code().code(), db.message());
+    if let Some(refused) = party.refused_access(code, message) {
+        return refused.into();
     }
-
-    /// Sorts an error of tokio-postgres.
-    pub fn sort(&self, task: Task, error: &tokio_postgres::Error) -> SqlError {
-        let Some(db) = error.as_db_error() else { return self.sort_client_error(task, error) };
-        let (server, message) = (self.server.clone(), db.message().to_owned());
-        match db.code().code() {
-            "57P03" => SqlError::StartingUp { server, message },
-            // It is going down, went down, or has no room for one more connection.
-            "57P01" | "57P02" | "53300" => self.unreachable(message),
-            class if class.starts_with("28") => {
-                SqlError::AuthenticationFailed { server, role: self.role.clone(), message }
-            }
-            code => SqlError::Refused { task: task.name, message, code: code.to_owned() },
-        }
+    match code {
+        // It is going down, or went down.
+        "57P01" | "57P02" => party.unreachable(message).into(),
+        _ => SqlError::Refused { task: task.name, message: message.to_owned(), code: code.to_owned() },
     }
+}
 
-    fn sort_client_error(&self, task: Task, error: &tokio_postgres::Error) -> SqlError {
-        let cause = error.source();
-        let reason = cause.map_or_else(|| error.to_string(), |cause| cause.to_string());
-        if error.is_closed() || cause.is_some_and(|cause| cause.is::<io::Error>()) {
-            return self.unreachable(reason);
+fn sort_client_error(party: &Party, task: Task, error: &tokio_postgres::Error) -> SqlError {
+    let cause = error.source();
+    let reason = cause.map_or_else(|| error.to_string(), |cause| cause.to_string());
+    if error.is_closed() || cause.is_some_and(|cause| cause.is::<io::Error>()) {
+        return party.unreachable(reason).into();
+    }
+    match error.to_string().as_str() {
+        // The kinds are private; the texts are what they have instead. A password that is missing is an
+        // "invalid configuration" there.
+        "authentication error" | "invalid configuration" => party.unauthenticated(reason).into(),
+        "error performing TLS handshake" | "timeout waiting for server" => {
+            party.unreachable(format!("{error}: {reason}")).into()
         }
-        match error.to_string().as_str() {
-            // The kinds are private; the texts are what they have instead. A password that is missing is an
-            // "invalid configuration" there.
-            "authentication error" | "invalid configuration" => SqlError::AuthenticationFailed {
-                server: self.server.clone(),
-                role: self.role.clone(),
-                message: reason,
-            },
-            "error performing TLS handshake" | "timeout waiting for server" => {
-                self.unreachable(format!("{error}: {reason}"))
-            }
-            _ => SqlError::Other { task: task.name, reason },
-        }
+        _ => SqlError::Other { task: task.name, reason },
     }
 }

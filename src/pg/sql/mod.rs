@@ -22,9 +22,10 @@ use tokio_postgres::types::{FromSql, PgLsn, ToSql};
 use tokio_postgres::{Client, Connection, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::party::{AccessError, Party};
 use super::{Conninfo, Lsn, WAL_PAGE_BYTES};
 pub use error::SqlError;
-use error::{Party, Task};
+use error::{Task, sort};
 pub use grant::{Grant, quote_identifier};
 
 /// What pg_stat_activity shows of us.
@@ -65,11 +66,11 @@ pub struct Sql {
 impl Sql {
     /// Connects and checks that walship can work with this server.
     pub async fn connect(conninfo: &Conninfo) -> Result<Sql, SqlError> {
-        let party = Party { server: conninfo.endpoint().to_string(), role: conninfo.user().to_owned() };
+        let party = Party::for_sql(conninfo);
         let limit = conninfo.connect_time_max();
         match timeout(limit, Sql::connect_and_check(conninfo, party.clone())).await {
             Ok(result) => result,
-            Err(_) => Err(party.unreachable(format!("no answer within {} s", limit.as_secs()))),
+            Err(_) => Err(party.unreachable(format!("no answer within {} s", limit.as_secs())).into()),
         }
     }
 
@@ -77,7 +78,7 @@ impl Sql {
         const TASK: Task = Task::look("connect");
         let mut config = conninfo.sql_config().clone();
         config.application_name(APPLICATION_NAME);
-        let sort = |error| party.sort(TASK, &error);
+        let sort = |error| sort(&party, TASK, &error);
         let (client, ended) = match conninfo.tls() {
             Some(tls) if config.get_ssl_mode() != SslMode::Disable => {
                 let tls = MakeRustlsConnect::new(tls.as_ref().clone());
@@ -160,19 +161,22 @@ impl Sql {
         match timeout(task.time_max, self.client.query(sql, parameters)).await {
             Ok(Ok(rows)) => Ok(rows),
             // A closed connection is explained by how it ended.
-            Ok(Err(error)) if error.is_closed() => Err(self.party.unreachable(self.ended().await)),
-            Ok(Err(error)) => Err(match (self.party.sort(task, &error), task.needs) {
+            Ok(Err(error)) if error.is_closed() => Err(self.party.unreachable(self.ended().await).into()),
+            Ok(Err(error)) => Err(match (sort(&self.party, task, &error), task.needs) {
                 (SqlError::Refused { code, .. }, Some(grant)) if code == INSUFFICIENT_PRIVILEGE => {
                     let sql_that_mends = grant.sql_that_mends(self.role(), self.version);
-                    SqlError::MissingGrant { what: grant.what(), sql_that_mends }
+                    AccessError::MissingGrant { what: grant.what(), sql_that_mends }.into()
                 }
                 (other, _) => other,
             }),
-            Err(_) => Err(self.party.unreachable(format!(
-                "no answer within {} s when asked to {}",
-                task.time_max.as_secs(),
-                task.name
-            ))),
+            Err(_) => Err(self
+                .party
+                .unreachable(format!(
+                    "no answer within {} s when asked to {}",
+                    task.time_max.as_secs(),
+                    task.name
+                ))
+                .into()),
         }
     }
 

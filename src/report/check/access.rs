@@ -1,6 +1,7 @@
 //! Whether PostgreSQL lets us in, by SQL and for replication, and what our role may do there.
 
 use super::{Facts, Finding, Mend, Server};
+use crate::pg::AccessError;
 use crate::pg::conninfo::Endpoint;
 use crate::pg::replication::ReplicationError;
 use crate::pg::sql::{Grant, ServerVersion, SqlError, quote_identifier};
@@ -32,16 +33,16 @@ fn connection_refused(facts: &Facts, error: &SqlError) -> Finding {
     let finding = Finding::new(Level::Critical, "connection", error.to_string());
     let advise = |text: String| Mend::Advice(text);
     match error {
-        SqlError::AuthenticationFailed { message, .. } => let_in(facts, message).into_iter().fold(finding, Finding::mended_by),
-        SqlError::Unreachable { .. } => finding.mended_by(advise(format!(
+        SqlError::Access(AccessError::AuthenticationFailed { message, .. }) => let_in(facts, message).into_iter().fold(finding, Finding::mended_by),
+        SqlError::Access(AccessError::Unreachable { .. }) => finding.mended_by(advise(format!(
             "Start PostgreSQL, or correct postgres.conninfo: it names {}.",
             facts.endpoint
         ))),
-        SqlError::StartingUp { .. } => finding.mended_by(advise(
+        SqlError::Access(AccessError::StartingUp { .. }) => finding.mended_by(advise(
             "Wait until it accepts connections; a standby does so once it is consistent, and with hot_standby = on."
                 .to_owned(),
         )),
-        SqlError::MissingGrant { sql_that_mends, .. } => finding.mended_by(Mend::Sql(sql_that_mends.clone())),
+        SqlError::Access(AccessError::MissingGrant { sql_that_mends, .. }) => finding.mended_by(Mend::Sql(sql_that_mends.clone())),
         SqlError::Unsupported { .. } | SqlError::Refused { .. } | SqlError::Other { .. } => finding,
     }
 }
@@ -135,14 +136,16 @@ fn replication(facts: &Facts, server: &Server) -> Finding {
     };
     let finding = Finding::new(Level::Critical, WHAT, error.to_string());
     match error {
-        ReplicationError::AuthenticationFailed { message, .. } if !message.contains("password") => {
+        ReplicationError::Access(AccessError::AuthenticationFailed { message, .. })
+            if !message.contains("password") =>
+        {
             hba_line(facts, "replication").into_iter().fold(finding, Finding::mended_by)
         }
-        ReplicationError::AuthenticationFailed { message, .. } => {
+        ReplicationError::Access(AccessError::AuthenticationFailed { message, .. }) => {
             let_in(facts, message).into_iter().fold(finding, Finding::mended_by)
         }
         // The privilege is a finding of its own; whether a line lets us in shows once that is mended.
-        ReplicationError::MissingGrant { .. } => {
+        ReplicationError::Access(AccessError::MissingGrant { .. }) => {
             finding.mended_by(Mend::Sql(Grant::Replication.sql_that_mends(&facts.role, server.version)))
         }
         _ => finding,

@@ -11,6 +11,7 @@ use rustix::fs::{Access, access, statvfs};
 use super::{Certificates, Facts, Host, Listen, Problem, Server, Sidecar, Space, settings};
 use crate::clock::WallTime;
 use crate::fault;
+use crate::pg::AccessError;
 use crate::pg::Conninfo;
 use crate::pg::replication::{Replication, ReplicationError};
 use crate::pg::sql::{Grant, Sql, SqlError};
@@ -89,7 +90,7 @@ async fn server(subject: &Subject) -> Result<Server, SqlError> {
         grants.push((grant, sql.has(grant).await?));
     }
     let data_directory = match sql.data_directory().await {
-        Err(SqlError::MissingGrant { .. }) => None,
+        Err(SqlError::Access(AccessError::MissingGrant { .. })) => None,
         path => Some(path?),
     };
     Ok(Server {

@@ -218,6 +218,7 @@ pub fn worst(findings: &[Finding]) -> Level {
 mod tests {
     use super::remedy::Remedy;
     use super::*;
+    use crate::pg::AccessError;
     use crate::pg::sql::slot::WalStatus;
     use crate::report::tests::status;
 
@@ -295,7 +296,12 @@ mod tests {
 
     fn not_let_in(message: &str) -> SqlError {
         let (server, role) = ("here".to_owned(), "walship".to_owned());
-        SqlError::AuthenticationFailed { server, role, message: message.to_owned() }
+        SqlError::Access(AccessError::AuthenticationFailed {
+            server,
+            role,
+            purpose: "",
+            message: message.to_owned(),
+        })
     }
 
     /// One thing that can be wrong, how bad it is, and a part of the mend.
@@ -330,7 +336,7 @@ mod tests {
             "connection",
             |facts| {
                 let (server, reason) = ("here".to_owned(), "connection refused".to_owned());
-                facts.server = Err(SqlError::Unreachable { server, reason });
+                facts.server = Err(SqlError::Access(AccessError::Unreachable { server, reason }));
             },
             Level::Critical,
             "Start PostgreSQL",
@@ -341,7 +347,12 @@ mod tests {
                 let message = "no pg_hba.conf entry for replication connection".to_owned();
                 let (server_name, role) = ("here".to_owned(), "walship".to_owned());
                 server(facts).replication =
-                    Err(ReplicationError::AuthenticationFailed { server: server_name, role, message });
+                    Err(ReplicationError::Access(AccessError::AuthenticationFailed {
+                        server: server_name,
+                        role,
+                        purpose: " for replication",
+                        message,
+                    }));
             },
             Level::Critical,
             "1i local replication walship peer map=walship",
@@ -552,7 +563,8 @@ mod tests {
         let mut facts = good();
         server(&mut facts).grants[0].1 = false;
         let (what, sql_that_mends) = ("stream", "ALTER ROLE walship REPLICATION;".to_owned());
-        server(&mut facts).replication = Err(ReplicationError::MissingGrant { what, sql_that_mends });
+        server(&mut facts).replication =
+            Err(ReplicationError::Access(AccessError::MissingGrant { what, sql_that_mends }));
         let findings = evaluate(&facts);
         assert_eq!(worst(&findings), Level::Critical);
         assert_eq!(Remedy::of(&findings).sql, ["ALTER ROLE walship REPLICATION;"]);
