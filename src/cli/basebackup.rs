@@ -175,7 +175,7 @@ fn standby_settings(args: &Args) -> anyhow::Result<Option<StandbySettings>> {
              `walship standby --join FILE`, which makes the copy itself.",
         ));
     };
-    Ok(Some(StandbySettings { primary_conninfo: Some(conninfo), ..StandbySettings::default() }))
+    Ok(Some(StandbySettings { primary_conninfo: conninfo, ..StandbySettings::default() }))
 }
 
 /// What the flags and the configuration say about the source. Blocks.

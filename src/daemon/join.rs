@@ -163,12 +163,10 @@ pub async fn copy(node: &Arc<Node>, join: &Join) -> anyhow::Result<Report> {
         connections: join.connections,
         tablespaces: join.tablespaces.clone(),
         standby: Some(StandbySettings {
-            feed_directory: node.config.feed_folder(),
-            feed_port: feed::PORT,
-            node: feed::STANDBY_NAME.to_owned(),
+            primary_conninfo: feed::primary_conninfo(&node.config.feed_folder()),
+            is_fed: true,
             port: join.port,
             socket_directory: join.socket_directory.clone(),
-            primary_conninfo: None,
             others: Vec::new(),
         }),
     };

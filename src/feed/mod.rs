@@ -48,10 +48,8 @@ const MAX_CLIENTS: usize = 8;
 /// Pause after a failed accept, which is out of file descriptors or the like: nothing that goes away at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub use listen::PORT;
-
 /// By this `application_name` the local standby is known: only its positions are reported.
-pub const STANDBY_NAME: &str = "walship";
+const STANDBY_NAME: &str = "walship";
 
 /// The `primary_conninfo` that makes the local standby follow the feed in `folder`.
 pub fn primary_conninfo(folder: &Path) -> String {

@@ -96,8 +96,7 @@ impl StandbyPlace {
     /// What a standby was told that follows through walship; `None` for one that a person makes follow otherwise.
     pub fn of(settings: &StandbySettings) -> Option<StandbyPlace> {
         let StandbySettings { port, socket_directory, .. } = settings;
-        let follows = settings.primary_conninfo.is_none();
-        follows.then(|| StandbyPlace { port: *port, socket_directory: socket_directory.clone() })
+        settings.is_fed.then(|| StandbyPlace { port: *port, socket_directory: socket_directory.clone() })
     }
 }
 

@@ -162,9 +162,8 @@ async fn a_copy_becomes_a_standby_and_a_damaged_page_is_reported() {
     let damaged = std::fs::File::options().write(true).open(source.data_directory().join(&relation)).unwrap();
     damaged.write_all_at(b"rot", 3 * PAGE_BYTES as u64 + 5000).unwrap();
     let standby = StandbySettings {
-        feed_directory: source.socket_folder(),
-        feed_port: source.port(),
-        node: "postgres".to_owned(),
+        primary_conninfo: source.conninfo(),
+        is_fed: true,
         socket_directory: Some(folder.path().join("copy/socket")),
         ..StandbySettings::default()
     };
