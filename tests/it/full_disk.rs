@@ -115,6 +115,35 @@ async fn under_the_store_of_a_standby() {
     drop(db3);
 }
 
+#[tokio::test]
+async fn under_the_data_directory_of_a_standby_that_joins() {
+    if ran_with_own_mounts() {
+        return;
+    }
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    write(&db1, "before").await;
+    let mut db2 = Node::empty(&test, "db2");
+    let data = db2.cluster.data_directory();
+    let disk = Disk::mount(&data, 8 << 20, &test.account);
+    let bundle = db1.invite("db2").await;
+    let texts = ["No space left on device", "hint: "];
+    let said = db2.joins_in_vain(&bundle, &[]).await.failed(1, &texts);
+    assert!(said.contains(data.to_str().unwrap()), "{said}");
+    assert!(!data.join("global/pg_control").exists(), "it can't be started");
+    eventually("the backup session has ended", async || {
+        let status = db1.status().await?;
+        ensure!(status.backups.is_empty() && status.alarms.is_empty(), "{status:?}");
+        Ok(())
+    })
+    .await;
+
+    disk.resize(128 << 20);
+    db2.join(&bundle, &[]);
+    db2.equals(&db1).await;
+    db2.stops().await;
+}
+
 /// Makes every write of the state fail, and nothing else.
 fn spoil_state(node: &Node) -> std::path::PathBuf {
     let in_the_way = node.store().join("walship.state.tmp");

@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use walship::demo::Account;
 
 /// Set where the test runs for the second time.
@@ -61,6 +61,12 @@ impl Disk {
         mount("walship-test", folder, "tmpfs", MountFlags::empty(), Some(options.as_c_str())).unwrap();
         account.own(folder).unwrap();
         Disk { folder: folder.to_owned() }
+    }
+
+    /// Gives it another size.
+    pub fn resize(&self, bytes: u64) {
+        let options = CString::new(format!("size={bytes}")).unwrap();
+        mount_remount(&self.folder, MountFlags::empty(), options.as_c_str()).unwrap();
     }
 
     /// Takes all the room that is left.
