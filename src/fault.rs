@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::pg::version::Unsupported;
+
 /// What became of a command that did not succeed; `cli/exit` turns it into the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -113,6 +115,17 @@ pub trait Advice: std::error::Error + Send + Sync + 'static {
     /// What became of the command that ended with it, when that is not just failed.
     fn outcome(&self) -> Option<Outcome> {
         None
+    }
+}
+
+/// Nothing is begun with a PostgreSQL that walship does not work with.
+impl Advice for Unsupported {
+    fn hint(&self) -> Option<String> {
+        Some(self.hint().to_owned())
+    }
+
+    fn outcome(&self) -> Option<Outcome> {
+        Some(Outcome::Refused)
     }
 }
 

@@ -285,6 +285,10 @@ fn advise(error: anyhow::Error) -> anyhow::Error {
         Some(SqlError::Access(AccessError::AuthenticationFailed { .. })) => {
             "Name a user that may connect and replicate with --conninfo 'user=…'."
         }
+        Some(SqlError::Unsupported { hint, .. }) => {
+            let hint = *hint;
+            return Fault::refused(format!("{error:#}"), hint);
+        }
         _ => return error,
     };
     Fault::advise(error, hint)

@@ -12,6 +12,7 @@ use crate::config::{Address, Config, ConfigError, ConninfoText, Name, SEARCH_PAT
 use crate::durable::{self, FileError};
 use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::pg::control::ControlFile;
+use crate::pg::version;
 use crate::tls::{Authority, Files, Kind, Pem};
 
 /// Make the first node: a private CA, its certificate and its walship.toml
@@ -94,6 +95,7 @@ fn told(args: &Args, file: &Path, config: &Config) -> String {
 fn make(args: &Args, root: bool) -> anyhow::Result<(PathBuf, Config)> {
     let find = |path: &Path| absolute(path).with_context(|| format!("find {}", path.display()));
     let data_directory = find(&args.data_directory)?;
+    version::require_supported_in(&data_directory).advised()?;
     ControlFile::read(&data_directory)
         .hint("-D takes the data directory of a PostgreSQL: the folder with PG_VERSION in it.")
         .outcome(Outcome::Usage)?;

@@ -15,7 +15,7 @@ use super::follow;
 use super::node::Node;
 use super::postgres::{self, CONFIGURATION_FILE};
 use crate::config::Config;
-use crate::fault::{Fault, Outcome, WithFault};
+use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::feed;
 use crate::link::message::{Answer, Hello, Purpose, Role};
 use crate::link::{Conn, Link, LinkError, Security, Socket, dial, handshake};
@@ -68,12 +68,16 @@ pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStor
     });
     let Some(store) = looked.await.context("look at what is here")?? else { return Ok(None) };
     let (hello, answer) = ask_primary(config, join, store).await?;
+    let version = hello.postgres_version.map(ServerVersion);
+    if let Some(version) = version {
+        version.require_supported(format!("beside {}", hello.node)).advised()?;
+    }
     if !join.has_own_configuration {
         if answer.holds_configuration == Some(false) {
             return Err(no_configuration(&format!("a copy of {} would have no postgresql.conf", hello.node)));
         }
-        if let Some(version) = hello.postgres_version {
-            postgres::binaries_of(config, ServerVersion(version).major()).await?;
+        if let Some(version) = version {
+            postgres::binaries_of(config, version.major()).await?;
         }
     }
     let segment_size = hello.segment_size.context("the primary did not say its segment size")?;

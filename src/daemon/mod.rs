@@ -36,9 +36,10 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::failpoint;
-use crate::fault::{Fault, WithFault};
+use crate::fault::{Advised, Fault, WithFault};
 use crate::pg::control::{CONTROL_FILE, ControlFile};
 use crate::pg::sql::Sql;
+use crate::pg::version;
 use crate::store::{NewStore, NodeRole, Store, StoreError};
 
 pub use join::{Join, look};
@@ -140,6 +141,7 @@ async fn is_primary(config: &Config) -> bool {
 async fn open_store(config: &Config) -> anyhow::Result<Store> {
     let (folder, data_directory) = (config.store.clone(), config.postgres.data_directory.clone());
     let opened = tokio::task::spawn_blocking(move || {
+        version::require_supported_in(&data_directory).advised()?;
         let control = ControlFile::read(&data_directory)
             .hint("`data_directory` in [postgres] must be this node's PostgreSQL data directory.")?;
         if !Store::exists(&folder) {

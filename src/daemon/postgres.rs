@@ -16,6 +16,7 @@ use crate::fault::WithFault;
 use crate::pg::Binaries;
 use crate::pg::control::ControlFile;
 use crate::pg::postmaster::is_running;
+use crate::pg::version;
 
 /// How often `pg_control` is read; checkpoints are minutes apart.
 const RESTARTPOINT_EVERY: Duration = Duration::from_secs(5);
@@ -66,9 +67,9 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
 
 /// The programs for the data directory that is here.
 async fn binaries(config: &Config) -> anyhow::Result<Binaries> {
-    let version = config.postgres.data_directory.join("PG_VERSION");
-    let version = tokio::fs::read_to_string(version).await.context("read PG_VERSION")?;
-    binaries_of(config, version.trim().parse().context("read PG_VERSION")?).await
+    let data_directory = config.postgres.data_directory.clone();
+    let major = tokio::task::spawn_blocking(move || version::of_data_directory(&data_directory));
+    binaries_of(config, major.await.context("look at the data directory")??).await
 }
 
 /// The programs of a major version, by which PostgreSQL is started here.

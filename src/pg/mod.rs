@@ -21,6 +21,7 @@ pub mod replication;
 pub mod segment;
 pub mod sql;
 pub mod timeline;
+pub mod version;
 #[cfg(test)]
 pub(crate) mod wal_fixture;
 

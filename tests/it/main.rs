@@ -45,5 +45,7 @@ mod replication;
 mod sql;
 /// A standby: joining, following, and what it survives.
 mod standby;
+/// A PostgreSQL of a version that walship does not know: refused everywhere.
+mod versions;
 /// Read your writes: a wait for a position, how it ends, and who may wait.
 mod wait;

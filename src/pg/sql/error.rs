@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Grant;
 use crate::pg::party::{AccessError, Party};
+use crate::pg::version::Unsupported;
 
 /// An SQL connection or query that failed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +19,8 @@ pub enum SqlError {
     Unsupported {
         /// What it has, and what is needed.
         what: String,
+        /// What to do about it.
+        hint: &'static str,
     },
     /// The server said no to a query for a reason of its own.
     #[error("PostgreSQL refused to {task}: {message} (SQLSTATE {code})")]
@@ -51,6 +54,12 @@ impl SqlError {
             SqlError::Refused { code, .. } => Some(code),
             _ => None,
         }
+    }
+}
+
+impl From<Unsupported> for SqlError {
+    fn from(error: Unsupported) -> SqlError {
+        SqlError::Unsupported { what: error.to_string(), hint: error.hint() }
     }
 }
 

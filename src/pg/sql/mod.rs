@@ -23,6 +23,7 @@ use tokio_postgres::{Client, Connection, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::party::{AccessError, Party};
+pub use super::version::ServerVersion;
 use super::{Conninfo, Lsn, WAL_PAGE_BYTES};
 pub use error::SqlError;
 use error::{Task, sort};
@@ -33,26 +34,6 @@ const APPLICATION_NAME: &str = "walship sql";
 
 /// The SQLSTATE of a lacking privilege.
 const INSUFFICIENT_PRIVILEGE: &str = "42501";
-
-/// `server_version_num`, such as 150018.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct ServerVersion(pub u32);
-
-impl ServerVersion {
-    /// The majors that walship works with.
-    pub const SUPPORTED: std::ops::RangeInclusive<u32> = 14..=18;
-
-    /// The major version.
-    pub fn major(self) -> u32 {
-        self.0 / 10_000
-    }
-}
-
-impl fmt::Display for ServerVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major(), self.0 % 10_000)
-    }
-}
 
 /// A connection for SQL. Dropping it closes it.
 pub struct Sql {
@@ -101,21 +82,14 @@ impl Sql {
         let row = self.row(TASK, sql, &[]).await?;
         let (number, page_bytes): (i32, i32) = (Sql::value(TASK, &row, 0)?, Sql::value(TASK, &row, 1)?);
         let version = ServerVersion(u32::try_from(number).unwrap_or_default());
-        let supported = ServerVersion::SUPPORTED;
-        if !supported.contains(&version.major()) {
-            let (oldest, newest) = (supported.start(), supported.end());
-            let what = format!(
-                "PostgreSQL at {} is version {version}; walship works with {oldest} to {newest}",
-                self.party.server
-            );
-            return Err(SqlError::Unsupported { what });
-        }
+        version.require_supported(format!("at {}", self.party.server))?;
         if i64::from(page_bytes) != WAL_PAGE_BYTES as i64 {
             let what = format!(
                 "PostgreSQL at {} was built with WAL pages of {page_bytes} bytes; walship needs {WAL_PAGE_BYTES}",
                 self.party.server
             );
-            return Err(SqlError::Unsupported { what });
+            let hint = "Use a PostgreSQL with pages of the usual size.";
+            return Err(SqlError::Unsupported { what, hint });
         }
         Ok(version)
     }

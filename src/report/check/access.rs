@@ -43,7 +43,8 @@ fn connection_refused(facts: &Facts, error: &SqlError) -> Finding {
                 .to_owned(),
         )),
         SqlError::Access(AccessError::MissingGrant { sql_that_mends, .. }) => finding.mended_by(Mend::Sql(sql_that_mends.clone())),
-        SqlError::Unsupported { .. } | SqlError::Refused { .. } | SqlError::Other { .. } => finding,
+        SqlError::Unsupported { hint, .. } => finding.mended_by(advise((*hint).to_owned())),
+        SqlError::Refused { .. } | SqlError::Other { .. } => finding,
     }
 }
 

@@ -15,14 +15,12 @@ use crate::pg::AccessError;
 use crate::pg::Conninfo;
 use crate::pg::replication::{Replication, ReplicationError};
 use crate::pg::sql::{Grant, Sql, SqlError};
+use crate::pg::version;
 use crate::store::Store;
 use crate::tls::{Credentials, Files};
 
 /// The name under which the replication connection is tried; nobody synchronous listens to it.
 const APPLICATION_NAME: &str = "walship check";
-
-/// The longest `PG_VERSION` that is looked at.
-const VERSION_BYTES_MAX: usize = 16;
 
 /// What to look at.
 #[derive(Clone, Debug)]
@@ -132,7 +130,7 @@ fn host(subject: &Subject, setting: Option<&Path>, listen: Listen, now: WallTime
     let metadata = fs::metadata(data).ok();
     Host {
         data_directory: data.clone(),
-        data_version: data_version(data),
+        data_version: version::of_data_directory(data).map_err(|error| fault::in_full(&error)),
         is_servers: setting.map(|setting| is_same(data, setting)),
         owner: metadata.as_ref().map(|metadata| name_of(metadata.uid())),
         store: subject.store.clone(),
@@ -145,12 +143,6 @@ fn host(subject: &Subject, setting: Option<&Path>, listen: Listen, now: WallTime
         certificates: certificates(&subject.store, now),
         listen,
     }
-}
-
-fn data_version(data: &Path) -> Result<u32, String> {
-    let text = fs::read(data.join("PG_VERSION")).map_err(|error| format!("read PG_VERSION: {error}"))?;
-    let text = String::from_utf8_lossy(&text[..text.len().min(VERSION_BYTES_MAX)]).trim().to_owned();
-    text.parse().map_err(|_| format!("PG_VERSION says {text:?}"))
 }
 
 /// Whether two paths lead to one folder.

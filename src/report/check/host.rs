@@ -2,6 +2,7 @@
 
 use super::{Certificates, Facts, Finding, Host, Listen, Mend, Space};
 use crate::clock::WallTime;
+use crate::pg::version;
 use crate::report::threshold::Level;
 use crate::report::units;
 use crate::report::warnings::CERTIFICATE_NOTICE_SECONDS;
@@ -24,22 +25,26 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
 fn data_directory(host: &Host) -> Finding {
     const WHAT: &str = "data directory";
     let path = host.data_directory.display();
-    if let Err(reason) = &host.data_version {
-        let advice =
-            "Set postgres.data_directory to PostgreSQL's data directory, and run walship as its owner.";
-        return Finding::new(Level::Critical, WHAT, format!("{path}: {reason}"))
-            .mended_by(Mend::Advice(advice.to_owned()));
+    let wrong = |found: String, advice: &str| {
+        Finding::new(Level::Critical, WHAT, found).mended_by(Mend::Advice(advice.to_owned()))
+    };
+    match &host.data_version {
+        Err(reason) => {
+            let advice =
+                "Set postgres.data_directory to PostgreSQL's data directory, and run walship as its owner.";
+            return wrong(reason.clone(), advice);
+        }
+        Ok(major) => {
+            if let Err(error) = version::require_supported_major(&host.data_directory, *major) {
+                return wrong(error.to_string(), error.hint());
+            }
+        }
     }
     match host.is_servers {
         Some(true) => Finding::new(Level::Ok, WHAT, path.to_string()),
         Some(false) => {
             let advice = "Set postgres.data_directory to what `SHOW data_directory` says, or correct postgres.conninfo.";
-            Finding::new(
-                Level::Critical,
-                WHAT,
-                format!("{path} is not the one of the PostgreSQL that answers"),
-            )
-            .mended_by(Mend::Advice(advice.to_owned()))
+            wrong(format!("{path} is not the one of the PostgreSQL that answers"), advice)
         }
         None => {
             Finding::new(Level::Unknown, WHAT, format!("{path}; whether it is the server's is not known"))
