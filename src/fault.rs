@@ -51,9 +51,17 @@ impl Fault {
         Fault { hint: Some(hint.into()), ..Fault::of(error.into()) }.into()
     }
 
+    /// An error with both, for where there is no `Result` at hand.
+    pub fn with(error: impl Into<anyhow::Error>, hint: impl Into<String>, outcome: Outcome) -> anyhow::Error {
+        Fault { hint: Some(hint.into()), outcome: Some(outcome), ..Fault::of(error.into()) }.into()
+    }
+
     /// The fault that an error already is, or a bare one around it.
     fn of(error: anyhow::Error) -> Fault {
-        error.downcast::<Fault>().unwrap_or_else(|error| Fault { error, hint: None, outcome: None })
+        // One further down has context around it, which taking it out would lose.
+        let is_one = error.chain().next().is_some_and(|outermost| outermost.is::<Fault>());
+        let bare = |error| Fault { error, hint: None, outcome: None };
+        if is_one { error.downcast::<Fault>().unwrap_or_else(bare) } else { bare(error) }
     }
 
     /// The first hint in a chain.
@@ -171,6 +179,12 @@ mod tests {
         let error = Err::<(), _>(Taken).advised().context("listen").unwrap_err();
         assert_eq!(format!("{error:#}"), "listen: the port is taken");
         assert_eq!(Fault::hint_of(&error), Some("Choose another."));
+        let error = Err::<(), _>(error.context("begin")).outcome(Outcome::Refused).unwrap_err();
+        assert_eq!(format!("{error:#}"), "begin: listen: the port is taken");
+        assert_eq!(
+            (Fault::hint_of(&error), Fault::outcome_of(&error)),
+            (Some("Choose another."), Outcome::Refused)
+        );
         let both = Err::<(), _>(Fault::refused("no", "Ask.")).outcome(Outcome::Unknown).unwrap_err();
         assert_eq!((Fault::hint_of(&both), Fault::outcome_of(&both)), (Some("Ask."), Outcome::Unknown));
     }

@@ -9,9 +9,10 @@ use tokio::sync::watch;
 
 use super::node::Node;
 use super::{policy, trouble};
+use crate::capture::APPLICATION_NAME;
 use crate::pg::{Levels, Lsn};
 use crate::policy::{Policy, Resolved};
-use crate::report::commits::{Commits, PendingPolicy, Seat, SetPolicy};
+use crate::report::commits::{Commits, PendingPolicy, Seat, SetPolicy, Setting};
 use crate::store::NodeRole;
 
 /// Runs until it is cancelled.
@@ -19,6 +20,7 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
     let mut downstreams = node.vitals.downstreams.watch();
     let mut positions = node.store.positions();
     let mut kept = node.store.policy();
+    let mut setting = node.setting.subscribe();
     let mut members = node.members.subscribe();
     // Where the disk takes no change it is tried again with the next list of members, a second later.
     trouble::unless_of_disk(node.blocking("take the configuration's policy over", policy::begin).await?)?;
@@ -35,7 +37,7 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
             let released = released.unwrap_or_default();
             std::mem::replace(known, released) != released
         });
-        if policy::quorum(&node, &policy).is_some_and(|quorum| quorum.is_there()) {
+        if policy::is_due(&node, &policy) {
             trouble::unless_of_disk(node.blocking("let the policy take effect", policy::take_effect).await?)?;
         }
         // All branches are cancellation-safe: they only wait for a change.
@@ -43,6 +45,7 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
             changed = downstreams.changed() => changed.context("the downstreams are no longer followed")?,
             changed = positions.changed() => changed.context("the store was closed")?,
             changed = kept.changed() => changed.context("the store was closed")?,
+            changed = setting.changed() => changed.context("PostgreSQL's setting is no longer followed")?,
             changed = members.changed() => {
                 changed.context("the members are no longer kept")?;
                 let begun = node.blocking("take the configuration's policy over", policy::begin).await?;
@@ -74,9 +77,19 @@ pub fn report(node: &Node) -> Option<Commits> {
             lacking: quorum.lacking,
             needed: quorum.needed,
         });
-    let mut commits =
-        Commits { policy: kept.effective.as_ref().map(set), pending, seats: Vec::new(), released: None };
+    let mut commits = Commits {
+        policy: kept.effective.as_ref().map(set),
+        pending,
+        seats: Vec::new(),
+        released: None,
+        setting: None,
+    };
     if node.role() == NodeRole::Primary {
+        commits.setting = node.setting.borrow().as_ref().map(|setting| Setting {
+            standby_names: setting.standby_names.clone(),
+            commit: setting.commit.clone(),
+            names_us: setting.names().names(APPLICATION_NAME),
+        });
         let heard = node.vitals.downstreams.get();
         let tracker = node.tracker.lock().unwrap_or_else(PoisonError::into_inner);
         let known = |at: Levels<Lsn>| Levels::of(|level| Some(*at.get(level)).filter(|lsn| lsn.is_valid()));

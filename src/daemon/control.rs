@@ -193,11 +193,7 @@ async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
             "Run this on the primary: `walship status` shows which node that is.",
         ));
     }
-    let policy = policy::change(node, wanted).await?;
-    Ok(match &policy.policy {
-        Policy::Async => format!("commits wait for nobody: policy {} is in effect", policy.serial),
-        set => format!("commits wait for {set}: policy {} is in effect", policy.serial),
-    })
+    policy::change(node, wanted).await
 }
 
 fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {

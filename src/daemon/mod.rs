@@ -21,6 +21,7 @@ pub mod remote_copy;
 mod request;
 mod retention;
 mod samples;
+mod setting;
 mod signals;
 mod standby;
 mod status;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::feed::ReplyRequests;
 use crate::link::message::{self, Hello, Positions, Purpose, Role};
 use crate::link::{PROTOCOL, Security};
+use crate::pg::sql::sync::SyncSetting;
 use crate::pg::{Conninfo, Lsn};
 use crate::ship::wire_identity;
 use crate::store::{NodeRole, Store};
@@ -42,6 +43,8 @@ pub struct Node {
     pub restartpoint: watch::Sender<Lsn>,
     /// How far the members are, and what that releases while this node is the primary.
     pub tracker: Mutex<Tracker>,
+    /// Whether PostgreSQL waits for standbys, and for whom; a primary's, `None` while it does not answer.
+    pub setting: watch::Sender<Option<SyncSetting>>,
     /// The newest promotion of another node that this one was told of: its epoch and its name.
     pub newer_primary: watch::Sender<Option<(u64, String)>>,
     /// Requests for a promotion; one at a time.
@@ -74,6 +77,7 @@ impl Node {
             role: watch::Sender::new(role),
             members: watch::Sender::new(Vec::new()),
             restartpoint: watch::Sender::new(Lsn::INVALID),
+            setting: watch::Sender::new(None),
             tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(None),
             promotions,

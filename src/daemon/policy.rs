@@ -10,10 +10,12 @@ use tokio::time::timeout;
 
 use super::control::NewPolicy;
 use super::node::Node;
+use super::setting;
 use crate::ack::change::{self, Change, Quorum};
-use crate::fault::{Fault, WithFault};
-use crate::policy::{Kept, PolicyError, Resolved};
-use crate::store::{Configured, State, StoreError};
+use crate::fault::{Fault, Outcome, WithFault};
+use crate::policy::{Kept, Policy, PolicyError, Resolved};
+use crate::store::{Configured, MemberRole, State, StoreError};
+use crate::vitals::DownstreamVitals;
 
 /// How long a command waits for the quorum that a weaker policy takes.
 const QUORUM_WITHIN: Duration = Duration::from_secs(5);
@@ -33,7 +35,7 @@ pub fn begin(node: &Node) -> Result<(), StoreError> {
 /// one, nothing is released.
 fn configure(state: &mut State, wanted: Configured, primary: &str) {
     let serial = state.policy.serial() + 1;
-    let policy = Resolved::new(serial, wanted.ack.clone(), wanted.stall_limit, &known(state, primary));
+    let policy = Resolved::new(serial, wanted.ack.clone(), wanted.stall_limit, &members(state, primary));
     if !policy.is_out_of_reach(primary) {
         set(&mut state.policy, policy, primary);
         state.configured = Some(wanted);
@@ -47,17 +49,19 @@ pub fn not_taken_over(node: &Node) -> Option<PolicyError> {
     if state.configured.as_ref() == Some(&wanted) {
         return None;
     }
-    let known = known(&state, &node.config.name);
+    let known = members(&state, &node.config.name);
     let policy = Resolved::new(0, wanted.ack, wanted.stall_limit, &known);
     policy.check(&node.config.name, &known).err()
 }
 
-/// Every member that is known, the primary among them.
-fn known(state: &State, primary: &str) -> Vec<String> {
-    let others = state.members.iter().map(|member| member.name.clone()).filter(|name| name != primary);
-    let mut known: Vec<String> = others.chain([primary.to_owned()]).collect();
-    known.sort_unstable();
-    known
+/// Whom `*` and `all` mean: every member that follows or may, and the primary. One that was left behind by a promotion
+/// does not until it is seeded anew.
+fn members(state: &State, primary: &str) -> Vec<String> {
+    let others = state.members.iter().filter(|member| member.role != MemberRole::Superseded);
+    let others = others.map(|member| member.name.clone()).filter(|name| name != primary);
+    let mut members: Vec<String> = others.chain([primary.to_owned()]).collect();
+    members.sort_unstable();
+    members
 }
 
 /// Puts a policy where it belongs by the rule of [`change`].
@@ -68,15 +72,49 @@ fn set(kept: &mut Kept, policy: Resolved, primary: &str) {
     }
 }
 
-/// Changes the policy; returns when it is in effect, or refuses. One that still waits for its quorum stays pending.
-pub async fn change(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<Resolved> {
-    let set = node.blocking("set the policy", move |node| request(node, wanted)).await??;
-    let mut kept = node.store.policy();
-    let in_effect = kept.wait_for(|kept| is_in_effect(kept, &set));
-    match timeout(QUORUM_WITHIN, in_effect).await {
-        Ok(_) => Ok(set),
-        Err(_) => Err(still_pending(node, &set)),
+/// Changes the policy, and PostgreSQL's own setting with it: that is turned on after a policy takes effect, and off before
+/// there is none. Returns what was done. A weaker policy whose quorum does not come stays pending.
+pub async fn change(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
+    let is_async = wanted.policy == Policy::Async;
+    if is_async {
+        setting::check(node, false).await?;
     }
+    let set = node.blocking("set the policy", move |node| request(node, wanted)).await??;
+    if is_async {
+        await_quorum(node, &set).await?;
+        let turned = setting::turn(node, false).await.outcome(Outcome::Failed)?;
+        await_effect(node, &set).await?;
+        let then = if turned { "PostgreSQL waits for walship no longer, and " } else { "" };
+        return Ok(format!("{then}commits wait for nobody: policy {} is in effect", set.serial));
+    }
+    await_effect(node, &set).await?;
+    let done = format!("commits wait for {}: policy {} is in effect", set.policy, set.serial);
+    match setting::turn(node, true).await {
+        Ok(true) => Ok(format!("{done}, and PostgreSQL waits for walship now")),
+        Ok(false) => Ok(done),
+        Err(error) => {
+            let what =
+                format!("policy {} is in effect, but PostgreSQL does not wait for walship", set.serial);
+            Err(error.context(what)).outcome(Outcome::Failed)
+        }
+    }
+}
+
+/// Waits until a pending policy's quorum is there, or it is in effect already.
+async fn await_quorum(node: &Arc<Node>, set: &Resolved) -> anyhow::Result<()> {
+    let mut heard = node.vitals.downstreams.watch();
+    let there = heard.wait_for(|heard| {
+        let kept = node.store.state().policy;
+        is_in_effect(&kept, set) || quorum_of(node, &kept, heard).is_none_or(|quorum| quorum.is_there())
+    });
+    let came = timeout(QUORUM_WITHIN, there).await.is_ok();
+    if came { Ok(()) } else { Err(still_pending(node, set)) }
+}
+
+async fn await_effect(node: &Arc<Node>, set: &Resolved) -> anyhow::Result<()> {
+    let mut kept = node.store.policy();
+    let came = timeout(QUORUM_WITHIN, kept.wait_for(|kept| is_in_effect(kept, set))).await.is_ok();
+    if came { Ok(()) } else { Err(still_pending(node, set)) }
 }
 
 fn is_in_effect(kept: &Kept, policy: &Resolved) -> bool {
@@ -88,7 +126,7 @@ fn request(node: &Node, wanted: NewPolicy) -> anyhow::Result<Resolved> {
     let primary = &node.config.name;
     let mut outcome = None;
     node.store.update_state(|state| {
-        let known = known(state, primary);
+        let known = members(state, primary);
         let limit =
             state.policy.effective.as_ref().map_or(node.config.stall_limit, |policy| policy.stall_limit);
         let limit = wanted.stall_limit.unwrap_or(limit);
@@ -113,18 +151,28 @@ fn request(node: &Node, wanted: NewPolicy) -> anyhow::Result<Resolved> {
 
 /// Who has stored the pending policy, and who has not.
 pub fn quorum(node: &Node, kept: &Kept) -> Option<Quorum> {
+    quorum_of(node, kept, &node.vitals.downstreams.get())
+}
+
+fn quorum_of(node: &Node, kept: &Kept, heard: &BTreeMap<String, DownstreamVitals>) -> Option<Quorum> {
     let (effective, pending) = kept.effective.as_ref().zip(kept.pending.as_ref())?;
-    let heard = node.vitals.downstreams.get();
-    let stored: BTreeMap<String, u64> =
-        heard.into_iter().map(|(name, member)| (name, member.policy_serial)).collect();
+    let stored = heard.iter().map(|(name, member)| (name.clone(), member.policy_serial)).collect();
     Some(Quorum::of(effective, pending, &node.config.name, &stored))
 }
 
-/// Lets the pending policy take effect once its quorum is there. Blocks.
+/// Whether the pending policy may take effect: its quorum is there, and if it is to wait for nobody PostgreSQL waits no
+/// more.
+pub fn is_due(node: &Node, kept: &Kept) -> bool {
+    let is_async = kept.pending.as_ref().is_some_and(|pending| pending.policy == Policy::Async);
+    let quorum = quorum(node, kept).is_some_and(|quorum| quorum.is_there());
+    quorum && !(is_async && setting::may_wait_for_us(node))
+}
+
+/// Lets the pending policy take effect when it is due. Blocks.
 pub fn take_effect(node: &Node) -> anyhow::Result<()> {
     let mut taken = None;
     node.store.update_state(|state| {
-        if quorum(node, &state.policy).is_some_and(|quorum| quorum.is_there()) {
+        if is_due(node, &state.policy) {
             taken = state.policy.pending.clone();
             state.policy = Kept { effective: state.policy.pending.take(), pending: None };
         }
@@ -143,8 +191,5 @@ fn still_pending(node: &Node, policy: &Resolved) -> anyhow::Error {
         lacking.join(", ")
     );
     let hint = "It stays pending until then: run this again to wait on, or bring those nodes back.";
-    match Err::<(), _>(error).outcome(crate::fault::Outcome::Unknown).hint(hint) {
-        Err(error) => error,
-        Ok(()) => unreachable!("an error stays one"),
-    }
+    Fault::with(error, hint, Outcome::Unknown)
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{ack, epochs, members, promotion, retention, samples, trouble};
+use super::{ack, epochs, members, promotion, retention, samples, setting, trouble};
 use crate::capture::{self, Back, Options};
 use crate::pg::sql::Sql;
 use crate::pg::sql::server::WalPositions;
@@ -35,6 +35,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         failed = noting => failed,
         ended = capture_all(&node, back, &token) => ended,
         ended = ack::run(Arc::clone(&node), release) => ended,
+        ended = setting::watch(Arc::clone(&node)) => ended,
         ended = members::keep(Arc::clone(&node)) => ended,
         ended = retention::run(Arc::clone(&node)) => ended,
         ended = epochs::tell(Arc::clone(&node)) => ended,

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::ask::{ANSWER_WITHIN, ask};
 use super::node::Node;
 use super::request::Request;
-use super::{follow, members};
+use super::{follow, members, setting};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
@@ -22,6 +22,7 @@ use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
 use crate::pg::sql::promotion as sql;
 use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
+use crate::policy::Policy;
 use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
 use crate::store::{Branch, MemberRole, NodeRole, State, Store};
 use crate::vitals::{Contact, FeedVitals};
@@ -170,6 +171,7 @@ pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyh
     });
     committed.await??;
     failpoint::hit("promote-committed");
+    have_commits_wait(node, request).await;
     if !already {
         let promoted = sql.promote(PROMOTE_WITHIN).await.outcome(Outcome::Unknown)?;
         if !promoted {
@@ -225,6 +227,23 @@ fn commit(store: &Store, branch: Branch) -> anyhow::Result<()> {
             format!("another node was promoted with epoch {epoch} meanwhile"),
             "This node goes on as its standby; `walship status` shows it.",
         )),
+    }
+}
+
+/// The policy goes on as this node was told it, so its PostgreSQL is to wait for it from its first commit on. Where that
+/// can't be had it is said: commits of a new primary are worth more than none.
+async fn have_commits_wait(node: &Arc<Node>, request: &Request) {
+    let Some(policy) = node.store.state().policy.effective.filter(|policy| policy.policy != Policy::Async)
+    else {
+        return;
+    };
+    match setting::turn(node, true).await {
+        Ok(_) => request.say(format!("commits will wait for {}", policy.policy)).await,
+        Err(error) => {
+            let hint = Fault::hint_of(&error).unwrap_or_default();
+            let text = format!("warning: commits will not wait for {}: {error:#}. {hint}", policy.policy);
+            request.say(text).await;
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod relation;
 pub mod replication;
 pub mod segment;
 pub mod sql;
+pub mod sync_names;
 pub mod timeline;
 pub mod version;
 #[cfg(test)]

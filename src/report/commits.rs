@@ -14,6 +14,19 @@ pub struct Commits {
     pub seats: Vec<Seat>,
     /// How far each level is released; a primary's.
     pub released: Option<Levels<Option<Lsn>>>,
+    /// PostgreSQL's own side; a primary's, `None` while it does not answer.
+    pub setting: Option<Setting>,
+}
+
+/// Whether PostgreSQL waits for walship.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Setting {
+    /// `synchronous_standby_names`.
+    pub standby_names: String,
+    /// `synchronous_commit`, where a transaction sets nothing else.
+    pub commit: String,
+    /// Whether it waits for us.
+    pub names_us: bool,
 }
 
 /// A policy that was set.
@@ -61,19 +74,67 @@ pub struct Seat {
     pub policy_serial: u64,
 }
 
+/// What a person must act on now.
+pub(super) fn alarms(status: &Status) -> impl Iterator<Item = String> {
+    let commits = status.commits.iter().filter(|_| status.node.role == Role::Primary);
+    commits.filter_map(pretence)
+}
+
+/// PostgreSQL waits for us, and we for nobody.
+fn pretence(commits: &Commits) -> Option<String> {
+    let setting = commits.setting.as_ref().filter(|setting| setting.names_us)?;
+    commits.policy.as_ref().filter(|policy| policy.is_async)?;
+    Some(format!(
+        "commits look synchronous and are not: synchronous_standby_names = '{}', and the policy is async; \
+         `walship sync \"any 1 (*)\"` or `walship sync async` makes both the same",
+        setting.standby_names
+    ))
+}
+
 /// What someone should look at.
 pub(super) fn warnings(status: &Status) -> impl Iterator<Item = String> {
     let commits = status.commits.iter().filter(|_| status.node.role == Role::Primary);
-    commits.flat_map(|commits| [pending(commits), unmet(commits), uncounted(status, commits)]).flatten()
+    commits
+        .flat_map(|commits| {
+            [unwaited(commits), local(commits), pending(commits), unmet(commits), uncounted(status, commits)]
+        })
+        .flatten()
+}
+
+/// A policy that PostgreSQL knows nothing of.
+fn unwaited(commits: &Commits) -> Option<String> {
+    let policy = commits.policy.as_ref().filter(|policy| !policy.is_async)?;
+    let setting = commits.setting.as_ref().filter(|setting| !setting.names_us)?;
+    Some(format!(
+        "the policy is `{}`, but PostgreSQL does not wait for it: synchronous_standby_names = '{}'; \
+         `walship sync \"{}\"` sets it",
+        policy.text, setting.standby_names, policy.text
+    ))
+}
+
+/// A default that waits for no standby.
+fn local(commits: &Commits) -> Option<String> {
+    let setting = commits.setting.as_ref().filter(|setting| setting.names_us)?;
+    let waits = ["on", "remote_write", "remote_apply"].contains(&setting.commit.as_str());
+    (!waits).then(|| {
+        format!(
+            "synchronous_commit = {}: a commit waits for no standby unless its transaction sets that",
+            setting.commit
+        )
+    })
 }
 
 fn pending(commits: &Commits) -> Option<String> {
     let PendingPolicy { policy, stored_by, lacking, needed } = commits.pending.as_ref()?;
+    let text = &policy.text;
+    if stored_by.len() >= *needed {
+        return Some(format!(
+            "policy `{text}` is pending until synchronous_standby_names no longer names walship"
+        ));
+    }
+    let (did, did_not) = (listed(stored_by), listed(lacking));
     Some(format!(
-        "policy `{}` is pending until {needed} members have stored it: {} did, {} did not",
-        policy.text,
-        listed(stored_by),
-        listed(lacking)
+        "policy `{text}` is pending until {needed} members have stored it: {did} did, {did_not} did not"
     ))
 }
 
@@ -114,4 +175,48 @@ fn uncounted(status: &Status, commits: &Commits) -> Option<String> {
 
 pub(super) fn listed(names: &[String]) -> String {
     if names.is_empty() { "nobody".to_owned() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::tests::status;
+    use crate::report::warnings;
+
+    /// What is said about commits when the policy and PostgreSQL's settings are these.
+    fn said(policy: &str, standby_names: &str, names_us: bool, commit: &str) -> (Vec<String>, Vec<String>) {
+        let mut status = status();
+        let commits = status.commits.as_mut().unwrap();
+        commits.pending = None;
+        let set = commits.policy.as_mut().unwrap();
+        (set.text, set.is_async) = (policy.to_owned(), policy == "async");
+        set.needed = usize::from(policy != "async");
+        let (standby_names, commit) = (standby_names.to_owned(), commit.to_owned());
+        commits.setting = Some(Setting { standby_names, commit, names_us });
+        (alarms(&status).collect(), super::warnings(&status).collect())
+    }
+
+    #[test]
+    fn policy_and_setting_must_fit() {
+        assert_eq!(said("async", "", false, "on"), Default::default());
+        assert_eq!(said("any 1 (*)", "walship", true, "remote_apply"), Default::default());
+        let (alarms, warnings) = said("async", "walship", true, "on");
+        assert!(alarms[0].contains("look synchronous and are not") && warnings.is_empty(), "{alarms:?}");
+        let (alarms, warnings) = said("any 1 (*)", "other", false, "on");
+        assert!(alarms.is_empty() && warnings[0].contains("does not wait for it"), "{warnings:?}");
+        let (alarms, warnings) = said("any 1 (*)", "walship", true, "local");
+        assert!(alarms.is_empty() && warnings[0].contains("synchronous_commit = local"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_met_and_members_that_do_not_count_are_named() {
+        let mut status = status();
+        let all = |status: &Status| warnings::of(status).join("; ");
+        assert!(all(&status).contains("1 of 2 are connected: db3 not"), "{}", all(&status));
+        status.commits.as_mut().unwrap().policy.as_mut().unwrap().names.retain(|name| name != "db3");
+        let taken_in = "db3 joined after `any 2 (*)` was set, and does not count: `walship sync \"any 2 (*)\"` takes it in";
+        assert!(all(&status).contains(taken_in), "{}", all(&status));
+        status.node.role = Role::Standby;
+        assert!(!all(&status).contains("any 2"), "a standby was only told");
+    }
 }

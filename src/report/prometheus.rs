@@ -80,6 +80,10 @@ fn commits(page: &mut Page, status: &Status) {
         (labels, Some(policy.serial as f64))
     });
     page.gauge("walship_policy_serial", "The acknowledgement policy in effect, by its number.", policy);
+    if let Some(setting) = &commits.setting {
+        let help = "Whether PostgreSQL's synchronous_standby_names names walship.";
+        page.one("walship_postgres_waits", help, flag(setting.names_us));
+    }
     let pending = flag(commits.pending.is_some());
     page.one(
         "walship_policy_pending",

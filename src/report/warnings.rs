@@ -19,6 +19,7 @@ pub fn alarms(status: &Status) -> Vec<String> {
     let mut alarms = status.alarms.clone();
     alarms.extend(stopped(status));
     alarms.extend(forks(status));
+    alarms.extend(commits::alarms(status));
     alarms
 }
 

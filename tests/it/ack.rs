@@ -16,7 +16,7 @@ use walship::report::commits::Seat;
 
 use crate::harness::{Node, PATIENCE, Test, eventually};
 
-/// A primary and two standbys, with PostgreSQL set to wait for walship.
+/// A primary and two standbys.
 pub struct Three {
     pub db1: Node,
     pub db2: Node,
@@ -46,8 +46,6 @@ impl Three {
         }
         let (db3, db2) = (standbys.pop().unwrap(), standbys.pop().unwrap());
         db1.cluster.sql("CREATE TABLE t (a text)").await.unwrap();
-        db1.cluster.sql("ALTER SYSTEM SET synchronous_standby_names = 'walship'").await.unwrap();
-        db1.cluster.sql("SELECT pg_reload_conf()").await.unwrap();
         Three { db1, db2, db3, next_commit: 0, _test: test }
     }
 
@@ -264,4 +262,182 @@ async fn a_store_that_was_wiped_gets_no_credit_for_what_it_had() {
     three.still_waits(&commit, "by a store that is gone").await;
     three.let_go("db2", Level::Flush).await;
     commit.ends("when the new store has it").await;
+}
+
+/// Changes a setting of the primary's PostgreSQL by hand.
+async fn set_by_hand(node: &Node, standby_names: &str) {
+    node.cluster
+        .sql(&format!("ALTER SYSTEM SET synchronous_standby_names = '{standby_names}'"))
+        .await
+        .unwrap();
+    node.cluster.sql("SELECT pg_reload_conf()").await.unwrap();
+}
+
+async fn standby_names(node: &Node) -> String {
+    node.cluster.value("SHOW synchronous_standby_names").await.unwrap()
+}
+
+#[tokio::test]
+async fn postgresqls_own_setting_goes_with_the_policy_and_what_does_not_fit_is_said() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    db1.walship(&["sync", "any 1 (*)"])
+        .await
+        .failed(3, &["waits for 1, and no member beside the primary counts"]);
+    db1.walship(&["sync", "any 1 (db7)"]).await.failed(3, &["no member is called db7"]);
+    db1.walship(&["sync", "some"]).await.failed(2, &["is no acknowledgement policy"]);
+    let db2 = test.standby("db2", &db1).await;
+    db2.walship(&["sync", "any 1 (*)"]).await.failed(3, &["db2 is a standby"]);
+    assert_eq!(standby_names(&db1).await, "");
+
+    let done = db1.walship(&["sync", "any 1 (*)"]).await.succeeded();
+    assert!(done.contains("policy 2 is in effect, and PostgreSQL waits for walship now"), "{done}");
+    assert_eq!(standby_names(&db1).await, "walship");
+    let shown = db1.walship(&["sync"]).await.succeeded();
+    for text in ["wait for any 1 (*), stall limit never, policy 2", "members db1, db2", "db2 ", "'walship'"] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    assert!(!shown.contains("warning") && !shown.contains("critical"), "{shown}");
+    assert!(
+        db1.walship(&["sync", "any 1 (*)"]).await.succeeded().contains("policy 2 is in effect"),
+        "the same"
+    );
+
+    // Unset by hand, it is worth a warning.
+    set_by_hand(&db1, "").await;
+    says(&db1, "warning: the policy is `any 1 (*)`, but PostgreSQL does not wait for it").await;
+    db1.walship(&["sync", "any 1 (*)"]).await.succeeded();
+    let done = db1.walship(&["sync", "async"]).await.succeeded();
+    assert!(done.contains("PostgreSQL waits for walship no longer"), "{done}");
+    assert_eq!(standby_names(&db1).await, "");
+
+    // Set by hand, it pretends: every report is critical.
+    set_by_hand(&db1, "FIRST 1 (walship)").await;
+    says(&db1, "critical: commits look synchronous and are not").await;
+    let lag = db1.walship(&["lag"]).await.exited_with(2);
+    assert!(lag.stdout.contains("CRITICAL") && lag.stdout.contains("commits look synchronous"), "{lag:?}");
+    db1.walship(&["check"]).await.exited_with(2);
+    db1.walship(&["sync", "async"]).await.succeeded();
+    assert_eq!(standby_names(&db1).await, "");
+    set_by_hand(&db1, "ANY 1 (archive, walship)").await;
+    db1.walship(&["sync", "async"]).await.failed(3, &["names others, too", "Take walship out by hand"]);
+    set_by_hand(&db1, "").await;
+}
+
+/// Waits until a node's status says something.
+async fn says(node: &Node, text: &str) {
+    eventually(&format!("{} says {text:?}", node.name()), async || {
+        let status = node.walship(&["status"]).await.exits(0)?.stdout;
+        ensure!(status.contains(text), "{status}");
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_the_grant_the_sql_is_printed() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let _db2 = test.standby("db2", &db1).await;
+    db1.cluster
+        .sql("CREATE ROLE walship LOGIN REPLICATION; GRANT pg_read_all_stats TO walship")
+        .await
+        .unwrap();
+    let config = std::fs::read_to_string(db1.config_file()).unwrap();
+    std::fs::write(db1.config_file(), config.replace("user=postgres", "user=walship")).unwrap();
+    db1.sidecar.terminate().await;
+    db1.run().await;
+    let sql = "ALTER SYSTEM SET synchronous_standby_names = 'walship'; SELECT pg_reload_conf();";
+    let texts = ["policy 2 is in effect, but PostgreSQL does not wait for walship", "may not change", sql];
+    db1.walship(&["sync", "any 1 (*)"]).await.failed(1, &texts);
+    set_by_hand(&db1, "walship").await;
+    db1.walship(&["sync", "any 1 (*)"]).await.succeeded();
+    let back = "ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf();";
+    db1.walship(&["sync", "async"]).await.failed(3, &["may not change", back]);
+    assert!(db1.walship(&["sync"]).await.succeeded().contains("wait for any 1 (*)"), "nothing was changed");
+    set_by_hand(&db1, "").await;
+    db1.walship(&["sync", "async"]).await.succeeded();
+    // With the grants that `check` names it does it by itself.
+    let grants = db1.walship(&["check"]).await.stdout;
+    let grants: Vec<&str> =
+        grants.lines().filter_map(|line| Some(&line[line.find("To let it: ")? + 11..])).collect();
+    assert_eq!(grants.len(), 2, "{grants:?}");
+    for grant in grants {
+        db1.cluster.sql(grant).await.unwrap();
+    }
+    db1.walship(&["sync", "any 1 (*)"]).await.succeeded();
+    assert_eq!(standby_names(&db1).await, "walship");
+}
+
+#[tokio::test]
+async fn a_promoted_node_goes_on_with_the_policy_that_it_was_told() {
+    let mut three = Three::new().await;
+    three.sync("any 1 (*)").await;
+    three.commit("on").await.ends("at once").await;
+    let lsn: Lsn =
+        three.db1.cluster.value("SELECT pg_current_wal_flush_lsn()").await.unwrap().parse().unwrap();
+    for name in ["db2", "db3"] {
+        three.reaches(name, Level::Flush, lsn).await;
+    }
+    three.db2.knows(&["db1", "db2", "db3"]).await;
+    three.db1.dies().await;
+    let said = three.db2.walship(&["promote"]).await.exited_with(0);
+    assert!(said.stderr.contains("commits will wait for any 1 (*)"), "{said:?}");
+    assert_eq!(standby_names(&three.db2).await, "walship");
+    // db3 alone is left of those that count.
+    three.db2.cluster.sql("INSERT INTO t VALUES ('after')").await.unwrap();
+    let status = three.db2.status().await.unwrap();
+    let commits = status.commits.unwrap();
+    let policy = commits.policy.unwrap();
+    assert_eq!((policy.text.as_str(), policy.serial), ("any 1 (*)", 2), "not its own configuration's");
+    let counts: Vec<(&str, &str)> =
+        commits.seats.iter().map(|seat| (seat.name.as_str(), seat.part.as_str())).collect();
+    assert_eq!(counts, [("db1", "unknown"), ("db3", "yes")]);
+    // Nor after a restart.
+    three.db2.sidecar.terminate().await;
+    three.db2.run().await;
+    three.db2.cluster.sql("INSERT INTO t VALUES ('after')").await.unwrap();
+    let policy = three.db2.status().await.unwrap().commits.unwrap().policy.unwrap();
+    assert_eq!((policy.text.as_str(), policy.serial), ("any 1 (*)", 2));
+}
+
+#[tokio::test]
+async fn a_weaker_policy_waits_for_a_quorum_of_the_one_before() {
+    let mut three = Three::new().await;
+    three.sync("all").await;
+    three.hold("db3", Level::Write).await;
+    let commit = three.commit("on").await;
+    let lsn = three.waits(&commit).await;
+    three.reaches("db2", Level::Flush, lsn).await;
+    let texts = ["`any 1 (*)` is weaker than the policy before", "db3 not yet", "It stays pending"];
+    three.db1.walship(&["sync", "any 1 (*)"]).await.failed(4, &texts);
+    three.still_waits(&commit, "by a policy that is pending").await;
+    let shown = three.db1.walship(&["sync"]).await.succeeded();
+    assert!(shown.contains("wait for all") && shown.contains("pending: wait for any 1 (*)"), "{shown}");
+    // It outlives the sidecar, and takes effect without the command once the last one has stored it.
+    three.db1.sidecar.kill().await;
+    three.db1.run().await;
+    three.let_go("db3", Level::Write).await;
+    commit.ends("when db3 is back").await;
+    eventually("the weaker policy is in effect", async || {
+        let commits = three.db1.status().await?.commits;
+        ensure!(
+            commits.and_then(|commits| commits.policy).is_some_and(|policy| policy.serial == 3),
+            "not yet"
+        );
+        Ok(())
+    })
+    .await;
+    three.hold("db3", Level::Write).await;
+    three.commit("on").await.ends("by db2 alone").await;
+    three.let_go("db3", Level::Write).await;
+    // A stricter one needs nobody.
+    three.hold("db2", Level::Write).await;
+    three.hold("db3", Level::Write).await;
+    assert!(three.sync("all").await.contains("policy 4 is in effect"));
+    let commit = three.commit("on").await;
+    three.waits(&commit).await;
+    three.let_go("db2", Level::Write).await;
+    three.let_go("db3", Level::Write).await;
+    commit.ends("by both").await;
 }

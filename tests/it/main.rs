@@ -45,6 +45,8 @@ mod replication;
 mod sql;
 /// A standby: joining, following, and what it survives.
 mod standby;
+/// A primary's PostgreSQL stops, whatever commits wait for.
+mod stop;
 /// A PostgreSQL of a version that walship does not know: refused everywhere.
 mod versions;
 /// Read your writes: a wait for a position, how it ends, and who may wait.

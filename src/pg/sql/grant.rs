@@ -21,11 +21,15 @@ pub enum Grant {
     ReadAllSettings,
     /// Seeing the details of other sessions, such as pg_stat_replication's.
     ReadAllStats,
+    /// Setting `synchronous_standby_names`; in PostgreSQL 14 only a superuser may.
+    SetSyncNames,
+    /// Having the configuration read again.
+    ReloadConfiguration,
 }
 
 impl Grant {
     /// Every one.
-    pub const ALL: [Grant; 7] = [
+    pub const ALL: [Grant; 9] = [
         Grant::Replication,
         Grant::BackupStart,
         Grant::BackupStop,
@@ -33,7 +37,14 @@ impl Grant {
         Grant::ResumeReplay,
         Grant::ReadAllSettings,
         Grant::ReadAllStats,
+        Grant::SetSyncNames,
+        Grant::ReloadConfiguration,
     ];
+
+    /// Those that can be granted in a version.
+    pub fn of(version: ServerVersion) -> impl Iterator<Item = Grant> {
+        Grant::ALL.into_iter().filter(move |grant| *grant != Grant::SetSyncNames || version.major() >= 15)
+    }
 
     /// What it is for, in words.
     pub fn what(self) -> &'static str {
@@ -45,6 +56,8 @@ impl Grant {
             Grant::ResumeReplay => "resume a paused replay",
             Grant::ReadAllSettings => "read settings such as data_directory",
             Grant::ReadAllStats => "see the details of replication connections",
+            Grant::SetSyncNames => "set synchronous_standby_names",
+            Grant::ReloadConfiguration => "have the configuration read again",
         }
     }
 
@@ -58,7 +71,8 @@ impl Grant {
             Grant::BackupStop => Some("pg_backup_stop(boolean)"),
             Grant::Promote => Some("pg_promote(boolean, integer)"),
             Grant::ResumeReplay => Some("pg_wal_replay_resume()"),
-            Grant::Replication | Grant::ReadAllSettings | Grant::ReadAllStats => None,
+            Grant::ReloadConfiguration => Some("pg_reload_conf()"),
+            Grant::Replication | Grant::ReadAllSettings | Grant::ReadAllStats | Grant::SetSyncNames => None,
         }
     }
 
@@ -69,6 +83,9 @@ impl Grant {
         match (self, self.function(version)) {
             (_, Some(function)) => format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role};"),
             (Grant::Replication, None) => format!("ALTER ROLE {role} REPLICATION;"),
+            (Grant::SetSyncNames, None) => {
+                format!("GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO {role};")
+            }
             (Grant::ReadAllStats, None) => format!("GRANT pg_read_all_stats TO {role};"),
             (_, None) => format!("GRANT pg_read_all_settings TO {role};"),
         }
@@ -86,6 +103,13 @@ impl Sql {
             }
             (Grant::Replication, None) => {
                 let sql = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user";
+                self.row(TASK, sql, &[]).await?
+            }
+            (Grant::SetSyncNames, None) if self.version().major() < 15 => {
+                self.row(TASK, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?
+            }
+            (Grant::SetSyncNames, None) => {
+                let sql = "SELECT has_parameter_privilege('synchronous_standby_names', 'ALTER SYSTEM')";
                 self.row(TASK, sql, &[]).await?
             }
             (other, None) => {

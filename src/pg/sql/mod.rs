@@ -9,6 +9,7 @@ mod grant;
 pub mod promotion;
 pub mod server;
 pub mod slot;
+pub mod sync;
 pub mod walreceiver;
 
 use std::fmt;

@@ -80,7 +80,7 @@ fn create_role(facts: &Facts) -> impl Iterator<Item = Mend> {
     let version = facts.host.data_version.as_ref().map_or(NEWEST, |&major| ServerVersion(major * 10_000));
     let role = facts.role.clone();
     let create = Mend::Sql(format!("CREATE ROLE {} LOGIN REPLICATION;", quote_identifier(&role)));
-    let grants = Grant::ALL.into_iter().filter(|&grant| grant != Grant::Replication);
+    let grants = Grant::of(version).filter(|&grant| grant != Grant::Replication);
     std::iter::once(create).chain(grants.map(move |grant| Mend::Sql(grant.sql_that_mends(&role, version))))
 }
 
@@ -158,10 +158,14 @@ fn privilege(facts: &Facts, server: &Server, grant: Grant, granted: bool) -> Fin
     if granted {
         return Finding::new(Level::Ok, what, "yes");
     }
+    let sql = grant.sql_that_mends(&facts.role, server.version);
+    if matches!(grant, Grant::SetSyncNames | Grant::ReloadConfiguration) {
+        let advice = format!("`walship sync` prints the SQL instead of running it. To let it: {sql}");
+        return Finding::new(Level::Ok, what, "no").mended_by(Mend::Advice(advice));
+    }
     let level = match grant {
         Grant::Replication | Grant::BackupStart | Grant::BackupStop | Grant::Promote => Level::Critical,
-        Grant::ResumeReplay | Grant::ReadAllSettings | Grant::ReadAllStats => Level::Warning,
+        _ => Level::Warning,
     };
-    let mend = Mend::Sql(grant.sql_that_mends(&facts.role, server.version));
-    Finding::new(level, what, "no").mended_by(mend)
+    Finding::new(level, what, "no").mended_by(Mend::Sql(sql))
 }

@@ -84,7 +84,7 @@ fn name_of(uid: u32) -> String {
 async fn server(subject: &Subject) -> Result<Server, SqlError> {
     let sql = Sql::connect(&subject.conninfo).await?;
     let mut grants = Vec::with_capacity(Grant::ALL.len());
-    for grant in Grant::ALL {
+    for grant in Grant::of(sql.version()) {
         grants.push((grant, sql.has(grant).await?));
     }
     let data_directory = match sql.data_directory().await {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::mirror::{list, mirror, option};
 use crate::pg::{Levels, Lsn};
-use crate::report::commits::{Commits, PendingPolicy, Seat, SetPolicy};
+use crate::report::commits::{Commits, PendingPolicy, Seat, SetPolicy, Setting};
 
 mirror! {
     /// What commits wait for, as programs see it.
@@ -13,6 +13,16 @@ mirror! {
         pending: Option<PendingJson> as option, option,
         seats: Vec<SeatJson> as list, list,
         released: Option<LevelsJson> as option, option,
+        setting: Option<SettingJson> as option, option,
+    }
+}
+
+mirror! {
+    /// PostgreSQL's own side.
+    SettingJson of Setting {
+        standby_names: String,
+        commit: String,
+        names_us: bool,
     }
 }
 

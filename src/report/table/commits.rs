@@ -2,7 +2,7 @@
 
 use super::{Grid, position, unknown};
 use crate::pg::{Level, Levels, Lsn};
-use crate::report::commits::{Commits, SetPolicy, listed};
+use crate::report::commits::{Commits, SetPolicy, Setting, listed};
 use crate::report::{Status, warnings};
 
 /// What `walship sync` shows: the policy, who counts, and what is missing.
@@ -44,6 +44,13 @@ pub(super) fn facts(commits: &Commits) -> Vec<(&'static str, String)> {
     let mut facts = vec![("commits", commits.policy.as_ref().map_or_else(none, policy))];
     if let Some(set) = commits.policy.as_ref().filter(|set| !set.is_async) {
         facts.push(("", format!("members {}", listed(&set.names))));
+    }
+    if let Some(setting) = &commits.setting {
+        let Setting { standby_names, commit, .. } = setting;
+        facts.push((
+            "",
+            format!("synchronous_standby_names = '{standby_names}', synchronous_commit = {commit}"),
+        ));
     }
     if let Some(pending) = &commits.pending {
         facts.push(("", format!("pending: {}", policy(&pending.policy))));
