@@ -55,7 +55,8 @@ fn pages() -> BTreeMap<String, String> {
 }
 
 fn page_of(name: &str, command: &Command) -> String {
-    let man = Man::new(command.clone());
+    // What the short help leaves out has its place here.
+    let man = Man::new(command.clone().mut_args(|flag| flag.hide_short_help(false)));
     let mut generated = Vec::new();
     man.render_name_section(&mut generated).unwrap();
     man.render_synopsis_section(&mut generated).unwrap();

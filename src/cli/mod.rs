@@ -26,7 +26,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Arg, CommandFactory, Parser, Subcommand};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::config::{Config, Overrides};
@@ -125,11 +125,19 @@ enum Command {
 
 // A command that needs to know which node this is. (A doc comment here would become its help.)
 #[derive(clap::Args, Debug)]
+#[command(mut_args(only_with_long_help))]
 struct Configured<A: clap::Args> {
     #[command(flatten)]
     args: A,
     #[command(flatten)]
     overrides: Overrides,
+}
+
+/// Keeps the short help of a command that only needs to find its node to what it is about.
+fn only_with_long_help(flag: Arg) -> Arg {
+    let is_of_configuration = flag.get_help_heading() == Some("Configuration");
+    let is_wanted = flag.get_id() == "config";
+    if is_of_configuration && !is_wanted { flag.hide_short_help(true) } else { flag }
 }
 
 /// Runs the command line of this process.

@@ -1,7 +1,7 @@
 //! `walship promote`: this standby becomes the primary.
 
 use super::exit::{self, Exit};
-use super::{output, runtime, store_of};
+use super::{only_with_long_help, output, runtime, store_of};
 use crate::config::Overrides;
 use crate::daemon::control::Client;
 
@@ -11,6 +11,7 @@ use crate::daemon::control::Client;
 /// along, and while the replay here is paused or delayed; says which WAL may be lost. Then it stops receiving, has PostgreSQL replay all that is here, commits
 /// a new epoch and promotes. The other standbys follow by themselves.
 #[derive(clap::Args, Debug)]
+#[command(mut_args(only_with_long_help))]
 #[command(after_long_help = exit::explained(&[
     (0, "this node is the primary"),
     (1, "it failed, and this node is a standby still"),
