@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::command::Command;
 use super::reporter::Reporter;
 use super::{STANDBY_NAME, Shared};
-use crate::pg::message::backend::{Authentication, Backend, ServerMessage};
+use crate::pg::message::backend::{Authentication, Backend, PROTOCOL_3_0, ServerMessage};
 use crate::pg::message::frontend::{Frontend, Startup};
 use crate::pg::message::{MessageError, MessageReader, MessageWriter};
 
@@ -93,7 +93,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<R, W> {
         let unknown_options: Vec<String> =
             parameters.iter().map(|(n, _)| n).filter(|n| n.starts_with("_pq_.")).cloned().collect();
         if minor > 0 || !unknown_options.is_empty() {
-            self.put(Backend::NegotiateProtocolVersion { newest_minor: 0, unknown_options });
+            self.put(Backend::NegotiateProtocolVersion { newest: PROTOCOL_3_0, unknown_options });
         }
         self.put(Backend::Authentication(Authentication::Ok));
         for (name, value) in [

@@ -231,7 +231,7 @@ async fn a_session_starts_as_libpq_wants_it() {
     let parameters = [("replication", "true"), ("_pq_.new", "1")].map(|(k, v)| (k.to_owned(), v.to_owned()));
     client.start_with(2, parameters.to_vec()).await;
     let unknown_options = vec!["_pq_.new".to_owned()];
-    assert_eq!(client.next().await, Backend::NegotiateProtocolVersion { newest_minor: 0, unknown_options });
+    assert_eq!(client.next().await, Backend::NegotiateProtocolVersion { newest: 0x3_0000, unknown_options });
     let version = Backend::ParameterStatus { name: "server_version".into(), value: "15.18 (Debian)".into() };
     assert!(client.until_ready().await.contains(&version));
     let system = client.row("IDENTIFY_SYSTEM").await;

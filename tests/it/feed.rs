@@ -294,12 +294,32 @@ async fn a_standby_follows_through_the_store() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_standby_that_asks_for_a_newer_protocol_is_told_what_there_is() {
+    let (scene, writer) = Scene::new(1).await;
+    let standby = &scene.copies[0];
+    if !tools::has_version(&scene.binaries, 18, "max_protocol_version") {
+        return;
+    }
+    let newest = format!("{} max_protocol_version=latest", feed::primary_conninfo(&scene.feed_folder()));
+    let setting = format!("primary_conninfo = '{}'\n", newest.replace('\'', "''"));
+    standby.append_to("postgresql.conf", &setting).unwrap();
+    let pumping = pump(replication(&scene.primary).await, writer);
+    let feeding = scene.feed();
+    standby.start().await.unwrap();
+    insert(&scene.primary, 1_000).await;
+    scene.follows(standby, &scene.primary).await;
+    pumping.stop().await;
+    assert!(feeding.stop().await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn standbys_follow_a_promotion_without_a_restart() {
     let (scene, writer) = Scene::new(3).await;
     let [winner, follower, late] = &scene.copies[..] else { panic!("three copies") };
     let other_name = format!("{} application_name=winner", feed::primary_conninfo(&scene.feed_folder()));
     let setting = format!("primary_conninfo = '{}'\n", other_name.replace('\'', "''"));
     winner.append_to("postgresql.conf", &setting).unwrap();
+    follower.append_to("postgresql.conf", "wal_receiver_create_temp_slot = on\n").unwrap();
     let pumping = pump(replication(&scene.primary).await, writer);
     let feeding = scene.feed();
     winner.start().await.unwrap();

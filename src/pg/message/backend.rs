@@ -48,12 +48,16 @@ pub enum Backend {
     CopyDone,
     /// The server speaks an older minor version, or does not know some options.
     NegotiateProtocolVersion {
-        /// The newest minor version it speaks.
-        newest_minor: u32,
+        /// The newest version that it speaks, such as [`PROTOCOL_3_0`]. The manual has it as a minor version; PostgreSQL
+        /// sends both halves, and since 18 libpq refuses anything else.
+        newest: u32,
         /// Options (`_pq_.*`) it does not know.
         unknown_options: Vec<String>,
     },
 }
+
+/// Version 3.0, as a start-up packet has it.
+pub const PROTOCOL_3_0: u32 = 3 << 16;
 
 /// A step of authentication. The kinds that nobody uses any more are [`Authentication::Other`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -216,12 +220,12 @@ impl Backend {
             }
             b'c' => Backend::CopyDone,
             b'v' => {
-                let newest_minor = fields.u32()?;
+                let newest = fields.u32()?;
                 let mut unknown_options = Vec::new();
                 for _ in 0..fields.u32()? {
                     unknown_options.push(fields.string()?);
                 }
-                Backend::NegotiateProtocolVersion { newest_minor, unknown_options }
+                Backend::NegotiateProtocolVersion { newest, unknown_options }
             }
             tag => return Err(MessageError::UnknownTag { tag }),
         };
@@ -250,9 +254,9 @@ impl Backend {
             Backend::CopyBothResponse => put_message(out, b'W', |out| out.put_slice(&[0, 0, 0])),
             Backend::CopyData(body) => put_message(out, COPY_DATA, |out| out.put_slice(body)),
             Backend::CopyDone => put_message(out, b'c', |_| ()),
-            Backend::NegotiateProtocolVersion { newest_minor, unknown_options } => {
+            Backend::NegotiateProtocolVersion { newest, unknown_options } => {
                 put_message(out, b'v', |out| {
-                    out.put_u32(*newest_minor);
+                    out.put_u32(*newest);
                     out.put_u32(unknown_options.len() as u32);
                     unknown_options.iter().for_each(|name| put_string(out, name));
                 });
@@ -440,10 +444,7 @@ mod tests {
             any_bytes().prop_map(Backend::CopyData),
             Just(Backend::CopyDone),
             (any::<u32>(), prop::collection::vec("[^\0]{0,20}", 0..4)).prop_map(
-                |(newest_minor, unknown_options)| Backend::NegotiateProtocolVersion {
-                    newest_minor,
-                    unknown_options
-                }
+                |(newest, unknown_options)| Backend::NegotiateProtocolVersion { newest, unknown_options }
             ),
         ]
     }
