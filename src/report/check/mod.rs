@@ -247,6 +247,7 @@ mod tests {
             setting("wal_log_hints", "off", None),
             setting("wal_receiver_status_interval", "10", Some("s")),
             setting("wal_segment_size", "16777216", Some("B")),
+            setting("idle_replication_slot_timeout", "0", Some("s")),
         ];
         let server = Server {
             version: ServerVersion(150_018),
@@ -307,7 +308,7 @@ mod tests {
     /// One thing that can be wrong, how bad it is, and a part of the mend.
     type Case = (&'static str, fn(&mut Facts), Level, &'static str);
 
-    const CASES: [Case; 33] = [
+    const CASES: [Case; 35] = [
         (
             "connection",
             |facts| facts.server = Err(not_let_in("role \"walship\" does not exist")),
@@ -425,6 +426,18 @@ mod tests {
             |facts| set(facts, "max_slot_wal_keep_size", "-1"),
             Level::Ok,
             "Set max_slot_wal_keep_size",
+        ),
+        (
+            "idle_replication_slot_timeout",
+            |facts| set(facts, "idle_replication_slot_timeout", "299"),
+            Level::Warning,
+            "idle_replication_slot_timeout = 0",
+        ),
+        (
+            "idle_replication_slot_timeout",
+            |facts| set(facts, "idle_replication_slot_timeout", "300"),
+            Level::Ok,
+            "",
         ),
         ("hot_standby", |facts| set(facts, "hot_standby", "off"), Level::Warning, "hot_standby = on"),
         (

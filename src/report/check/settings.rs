@@ -7,10 +7,11 @@ use crate::report::threshold::Level;
 use crate::report::units;
 
 /// Every setting that is looked at.
-pub const NAMES: [&str; 12] = [
+pub const NAMES: [&str; 13] = [
     "data_checksums",
     "full_page_writes",
     "hot_standby",
+    "idle_replication_slot_timeout",
     "max_replication_slots",
     "max_slot_wal_keep_size",
     "max_wal_senders",
@@ -24,6 +25,9 @@ pub const NAMES: [&str; 12] = [
 
 /// How many walsenders or slots a mend leaves free: ours, and some for whoever comes next.
 const SPARE: usize = 4;
+
+/// The slot is advanced once a minute at least; PostgreSQL's own busyness comes on top.
+const SLOT_TIMEOUT_SECONDS_MIN: u64 = 300;
 
 pub fn evaluate(server: &Server) -> Vec<Finding> {
     let settings = Settings(&server.settings);
@@ -44,6 +48,7 @@ pub fn evaluate(server: &Server) -> Vec<Finding> {
         status_interval(settings),
         shape(settings),
     ];
+    findings.extend(slot_timeout(settings));
     let waiting = server.settings.iter().filter(|setting| setting.pending_restart);
     findings.extend(waiting.map(|setting| {
         let found = format!("{} now; postgresql.conf says otherwise", shown(setting));
@@ -175,6 +180,26 @@ fn slot_keep_size(settings: Settings<'_>) -> Finding {
         }
         Some(setting) => Finding::new(Level::Ok, NAME, shown(setting)),
     }
+}
+
+/// Since PostgreSQL 18; it counts from when the slot was last advanced.
+fn slot_timeout(settings: Settings<'_>) -> Option<Finding> {
+    const NAME: &str = "idle_replication_slot_timeout";
+    let setting = settings.get(NAME)?;
+    let seconds = setting.value.parse().unwrap_or(0);
+    Some(match seconds {
+        0 => Finding::new(Level::Ok, NAME, "off"),
+        1..SLOT_TIMEOUT_SECONDS_MIN => {
+            let found =
+                format!("{}: PostgreSQL may let go of the WAL that walship is about to take", shown(setting));
+            let mend = Mend::Setting { name: NAME, value: "0".to_owned(), restart: false };
+            Finding::new(Level::Warning, NAME, found).mended_by(mend)
+        }
+        _ => {
+            let found = format!("{}: a walship that is down for longer loses its slot", shown(setting));
+            Finding::new(Level::Ok, NAME, found)
+        }
+    })
 }
 
 fn status_interval(settings: Settings<'_>) -> Finding {
