@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use super::{exit, output, privilege};
 use crate::clock::WallTime;
-use crate::config::{Address, Config, ConfigError, ConninfoText, Name, SEARCH_PATH, Template};
+use crate::config::{Config, ConfigError, ConninfoText, Overrides, SEARCH_PATH, Template};
 use crate::durable::{self, FileError};
 use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::pg::control::ControlFile;
@@ -22,6 +22,18 @@ use crate::tls::{Authority, Files, Kind, Pem};
 ///
 /// The CA's private key stays in the store, in tls/ca.key. Keep a copy elsewhere: without it nobody can be invited.
 #[derive(clap::Args, Clone, Debug)]
+#[command(
+    mut_arg("name", |flag| flag.required(true).help("This node's name: 1 to 63 of a-z, 0-9, - and _")),
+    mut_arg("data_directory", |flag| flag.required(true)),
+    mut_arg("store", |flag| flag.help(
+        "The folder of the store; as root /var/lib/walship/NAME, else PGDATA-walship beside the data directory")),
+    mut_arg("advertise", |flag| flag.help(
+        "How other sidecars reach this node; this host's name and the port of --listen if not given")),
+    mut_arg("conninfo", |flag| flag.help(
+        "How to connect to this node's PostgreSQL; what its postmaster.pid says if not given")),
+    mut_arg("config", |flag| flag.help(
+        "The configuration file to write; as root /etc/walship/walship.toml, else ./walship.toml")),
+)]
 #[command(after_long_help = exit::explained(&[
     (0, "the node is made"),
     (1, "it failed"),
@@ -34,36 +46,14 @@ use crate::tls::{Authority, Files, Kind, Pem};
     ("What to do next:", "walship check\n    walship primary\n    walship invite db2 > db2.join"),
 ]))]
 pub struct Args {
-    /// This node's name: 1 to 63 of a-z, 0-9, - and _.
-    #[arg(long, value_name = "NAME")]
-    pub name: Name,
-    /// The data directory of this node's PostgreSQL.
-    #[arg(short = 'D', long, value_name = "PGDATA", env = "WALSHIP_DATA_DIRECTORY", hide_env_values = true)]
-    pub data_directory: PathBuf,
-    /// The folder of the store; as root /var/lib/walship/NAME, else PGDATA-walship beside the data directory.
-    #[arg(long, value_name = "DIR", env = "WALSHIP_STORE", hide_env_values = true)]
-    pub store: Option<PathBuf>,
-    /// Where other sidecars connect; 0.0.0.0:7432 if not given.
-    #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_LISTEN", hide_env_values = true)]
-    pub listen: Option<Address>,
-    /// How they reach this node; this host's name and the port of --listen if not given.
-    #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_ADVERTISE", hide_env_values = true)]
-    pub advertise: Option<Address>,
-    /// How to connect to this node's PostgreSQL; what its postmaster.pid says if not given.
-    #[arg(long, value_name = "CONNINFO", env = "WALSHIP_CONNINFO", hide_env_values = true)]
-    pub conninfo: Option<ConninfoText>,
-    /// Where pg_ctl is.
-    #[arg(long, value_name = "DIR", env = "WALSHIP_BIN_DIRECTORY", hide_env_values = true)]
-    pub bin_directory: Option<PathBuf>,
-    /// The configuration file to write; as root /etc/walship/walship.toml, else ./walship.toml.
-    #[arg(long, value_name = "FILE", env = "WALSHIP_CONFIG", hide_env_values = true)]
-    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// The certificate of a CA to use instead of a new one.
     #[arg(long, value_name = "FILE", requires = "ca_key")]
-    pub ca_cert: Option<PathBuf>,
+    ca_cert: Option<PathBuf>,
     /// Its private key. It is used now and not copied; `walship invite` asks for it again.
     #[arg(long, value_name = "FILE", requires = "ca_cert")]
-    pub ca_key: Option<PathBuf>,
+    ca_key: Option<PathBuf>,
 }
 
 /// Makes all of it, or refuses when any of it exists. Blocks.
@@ -81,7 +71,8 @@ fn told(args: &Args, file: &Path, config: &Config) -> String {
             format!("  CA key         {}: keep a copy elsewhere\n", key.display())
         }
     };
-    let flag = args.config.as_ref().map_or_else(String::new, |_| format!(" --config {}", file.display()));
+    let flag =
+        args.overrides.config.as_ref().map_or_else(String::new, |_| format!(" --config {}", file.display()));
     format!(
         "Made node {}.\n  configuration  {}\n  store          {}\n{key}\
          Now run `walship check{flag}`, then `walship primary{flag}`.\n",
@@ -94,31 +85,33 @@ fn told(args: &Args, file: &Path, config: &Config) -> String {
 /// The same without a word: where the configuration is, and what it says.
 fn make(args: &Args, root: bool) -> anyhow::Result<(PathBuf, Config)> {
     let find = |path: &Path| absolute(path).with_context(|| format!("find {}", path.display()));
-    let data_directory = find(&args.data_directory)?;
+    let over = &args.overrides;
+    let (Some(name), Some(data_directory)) = (&over.name, &over.data_directory) else {
+        return Err(Fault::usage("a node needs a name and a data directory", "Say them with --name and -D."));
+    };
+    let data_directory = find(data_directory)?;
     version::require_supported_in(&data_directory).advised()?;
     ControlFile::read(&data_directory)
         .hint("-D takes the data directory of a PostgreSQL: the folder with PG_VERSION in it.")
         .outcome(Outcome::Usage)?;
-    let file = args.config.clone().unwrap_or_else(|| SEARCH_PATH[usize::from(root)].into());
+    let file = over.config.clone().unwrap_or_else(|| SEARCH_PATH[usize::from(root)].into());
     let file = find(&file)?;
-    let store = match &args.store {
+    let store = match &over.store {
         Some(store) => find(store)?,
-        None => default_store(&args.name.0, &data_directory, root)?,
+        None => default_store(&name.0, &data_directory, root)?,
     };
-    let template = Template {
-        name: args.name.0.clone(),
-        store,
-        conninfo: args.conninfo.clone().or_else(|| running_server(&data_directory)),
-        data_directory,
-        listen: args.listen.clone(),
-        advertise: args.advertise.clone(),
-        upstream: Vec::new(),
-        bin_directory: args.bin_directory.as_deref().map(find).transpose()?,
-        start_command: None,
+    let chosen = Overrides {
+        store: Some(store),
+        conninfo: over.conninfo.clone().or_else(|| running_server(&data_directory)),
+        data_directory: Some(data_directory),
+        bin_directory: over.bin_directory.as_deref().map(find).transpose()?,
+        ..over.clone()
     };
+    let template = Template { chosen, start_command: None };
     let (_, config) = template.render(&file).advised()?;
     // Written out even if nobody asked for it: the invitations will carry it.
-    let template = Template { advertise: Some(config.advertise.clone()), ..template };
+    let chosen = Overrides { advertise: Some(config.advertise.clone()), ..template.chosen };
+    let template = Template { chosen, ..template };
     let (text, config) = template.render(&file).advised()?;
     let files = Files::in_folder(&config.tls_folder());
     for made in [&file, &files.ca, &files.certificate, &files.key] {
@@ -236,19 +229,20 @@ mod tests {
         fs::create_dir_all(data_directory.join("global")).unwrap();
         let control = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/control/15/pg_control");
         fs::copy(control, data_directory.join("global/pg_control")).unwrap();
-        let args = Args {
-            name: "db1".parse().unwrap(),
-            data_directory,
+        let overrides = Overrides {
+            name: Some("db1".parse().unwrap()),
+            data_directory: Some(data_directory),
             store: Some(folder.path().join("new/store")),
-            listen: None,
             advertise: Some("db1.example:7432".parse().unwrap()),
-            conninfo: None,
-            bin_directory: None,
             config: Some(folder.path().join("etc/walship.toml")),
-            ca_cert: None,
-            ca_key: None,
+            ..Overrides::default()
         };
+        let args = Args { overrides, ca_cert: None, ca_key: None };
         (folder, args)
+    }
+
+    fn data_directory(args: &Args) -> &Path {
+        args.overrides.data_directory.as_deref().unwrap()
     }
 
     #[test]
@@ -294,13 +288,20 @@ mod tests {
     #[test]
     fn what_is_no_data_directory_is_refused_before_anything_is_written() {
         let (folder, args) = host();
-        let args = Args { data_directory: folder.path().to_owned(), ..args };
-        let error = make(&args, false).unwrap_err();
+        let elsewhere = Some(folder.path().to_owned());
+        let overrides = Overrides { data_directory: elsewhere, ..args.overrides.clone() };
+        let error = make(&Args { overrides, ..args }, false).unwrap_err();
         assert_eq!(Fault::outcome_of(&error), Outcome::Usage);
         assert!(Fault::hint_of(&error).unwrap().contains("PG_VERSION"));
         let (folder, args) = host();
-        let inside = Args { store: Some(args.data_directory.join("store")), ..args };
-        assert!(make(&inside, false).unwrap_err().to_string().contains("inside the data directory"));
+        let store = Some(data_directory(&args).join("store"));
+        let overrides = Overrides { store, ..args.overrides.clone() };
+        assert!(
+            make(&Args { overrides, ..args }, false)
+                .unwrap_err()
+                .to_string()
+                .contains("inside the data directory")
+        );
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
@@ -310,7 +311,7 @@ mod tests {
             return; // nothing to give away
         }
         let (_folder, args) = host();
-        chown(&args.data_directory, Some(65534), Some(65534)).unwrap();
+        chown(data_directory(&args), Some(65534), Some(65534)).unwrap();
         let (file, config) = make(&args, true).unwrap();
         let files = Files::in_folder(&config.tls_folder());
         for path in [&file, &config.store, &config.tls_folder(), &files.key, &files.ca] {
@@ -348,7 +349,7 @@ mod tests {
     fn a_running_servers_socket_is_found() {
         let (_folder, args) = host();
         let pid_file = "4711\n/data\n1795412827\n5433\n/tmp/o'dd\nlocalhost\n 12345 1\nready   \n";
-        fs::write(args.data_directory.join("postmaster.pid"), pid_file).unwrap();
+        fs::write(data_directory(&args).join("postmaster.pid"), pid_file).unwrap();
         let (_, config) = make(&args, false).unwrap();
         assert_eq!(config.postgres.conninfo.0, "host='/tmp/o\\'dd' port=5433 dbname=postgres");
     }

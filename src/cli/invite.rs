@@ -147,23 +147,20 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::path::Path;
 
-    use crate::config::Template;
+    use crate::config::{Overrides, Template};
     use crate::tls::Credentials;
 
     /// A node as `init` leaves it.
     fn node() -> (tempfile::TempDir, Config) {
         let folder = tempfile::tempdir().unwrap();
-        let template = Template {
-            name: "db1".into(),
-            store: folder.path().join("store"),
-            data_directory: folder.path().join("data"),
-            listen: None,
+        let chosen = Overrides {
+            name: Some("db1".parse().unwrap()),
+            store: Some(folder.path().join("store")),
+            data_directory: Some(folder.path().join("data")),
             advertise: Some("db1.example:7432".parse().unwrap()),
-            upstream: Vec::new(),
-            conninfo: None,
-            bin_directory: None,
-            start_command: None,
+            ..Overrides::default()
         };
+        let template = Template { chosen, start_command: None };
         let (_, config) = template.render(Path::new("walship.toml")).unwrap();
         let control = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/control/15/pg_control");
         fs::create_dir_all(folder.path().join("data/global")).unwrap();

@@ -201,25 +201,24 @@ fn new_configuration(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Op
         return Err(Fault::usage("a new standby needs a data directory", "Name it with -D."));
     };
     let data_directory = std::path::absolute(data_directory)?;
-    let name = bundle.identity.name.clone();
+    let name = &bundle.identity.name;
     let store = match &over.store {
         Some(store) => std::path::absolute(store)?,
-        None => default_store(&data_directory, &name),
+        None => default_store(&data_directory, name),
     };
     let conninfo = over.conninfo.clone().or_else(|| conninfo_for(args));
     let start_command =
         args.config_directory.as_ref().map(|folder| start_command(&data_directory, &store, folder));
-    let template = Template {
-        name,
-        store,
-        data_directory,
-        listen: over.listen.clone(),
-        advertise: over.advertise.clone(),
+    let chosen = Overrides {
+        name: Some(name.parse().outcome(Outcome::Usage)?),
+        store: Some(store),
+        data_directory: Some(data_directory),
         upstream: bundle.addresses.clone(),
         conninfo,
-        bin_directory: over.bin_directory.clone(),
-        start_command,
+        bin_directory: over.bin_directory.as_ref().map(std::path::absolute).transpose()?,
+        ..over.clone()
     };
+    let template = Template { chosen, start_command };
     let path = std::path::absolute(over.config.clone().unwrap_or_else(default_file))?;
     let (text, config) = template.render(&path).advised()?;
     Ok((config, Some((path, text))))

@@ -5,30 +5,16 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use super::keys::{KEYS, Key};
-use super::{Address, Config, ConfigError, ConninfoText};
+use super::{Config, ConfigError, Overrides};
 
 /// Where a comment is broken.
 const COMMENT_COLUMNS: usize = 100;
 
 /// What was chosen for a new node. The rest has its defaults.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Template {
-    /// The node's name.
-    pub name: String,
-    /// The folder of the store; absolute.
-    pub store: PathBuf,
-    /// The data directory; absolute.
-    pub data_directory: PathBuf,
-    /// Where other sidecars connect.
-    pub listen: Option<Address>,
-    /// How they reach this node.
-    pub advertise: Option<Address>,
-    /// A standby's sources.
-    pub upstream: Vec<Address>,
-    /// How to connect to PostgreSQL.
-    pub conninfo: Option<ConninfoText>,
-    /// Where pg_ctl is; absolute.
-    pub bin_directory: Option<PathBuf>,
+    /// What flags can say, paths absolute; name, store and data directory must be there.
+    pub chosen: Overrides,
     /// Instead of `pg_ctl start`.
     pub start_command: Option<String>,
 }
@@ -39,7 +25,7 @@ impl Template {
         let mut text = format!(
             "# walship's configuration of node {}. What stands behind a # is the default.\n\
              # `man walship.toml` says more; `walship check` looks whether all of it works.\n",
-            self.name
+            self.chosen.name.as_ref().map_or("", |name| name.0.as_str())
         );
         let mut section = "";
         for key in KEYS.iter().filter(|key| !key.later) {
@@ -60,20 +46,26 @@ impl Template {
 
     /// The chosen value of a key as TOML.
     fn value_of(&self, key: &Key) -> Option<String> {
-        let path = |path: &PathBuf| quoted(&path.to_string_lossy());
+        fn text<T: ToString>(value: &Option<T>) -> Option<String> {
+            value.as_ref().map(|value| quoted(&value.to_string()))
+        }
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| quoted(&path.to_string_lossy()));
+        let chosen = &self.chosen;
         match (key.section, key.name) {
-            ("", "name") => Some(quoted(&self.name)),
-            ("", "store") => Some(path(&self.store)),
-            ("", "listen") => self.listen.as_ref().map(|address| quoted(&address.to_string())),
-            ("", "advertise") => self.advertise.as_ref().map(|address| quoted(&address.to_string())),
-            ("", "upstream") if !self.upstream.is_empty() => {
+            ("", "name") => chosen.name.as_ref().map(|name| quoted(&name.0)),
+            ("", "store") => path(&chosen.store),
+            ("", "listen") => text(&chosen.listen),
+            ("", "advertise") => text(&chosen.advertise),
+            ("", "upstream") if !chosen.upstream.is_empty() => {
                 let addresses: Vec<String> =
-                    self.upstream.iter().map(|address| quoted(&address.to_string())).collect();
+                    chosen.upstream.iter().map(|address| quoted(&address.to_string())).collect();
                 Some(format!("[{}]", addresses.join(", ")))
             }
-            ("postgres", "data_directory") => Some(path(&self.data_directory)),
-            ("postgres", "conninfo") => self.conninfo.as_ref().map(|conninfo| quoted(&conninfo.0)),
-            ("postgres", "bin_directory") => self.bin_directory.as_ref().map(path),
+            ("postgres", "data_directory") => path(&chosen.data_directory),
+            ("postgres", "conninfo") => chosen.conninfo.as_ref().map(|conninfo| quoted(&conninfo.0)),
+            ("postgres", "bin_directory") => path(&chosen.bin_directory),
+            ("replication", "max_rate") => text(&chosen.max_rate),
+            ("retention", "store_max_bytes") => text(&chosen.store_max_bytes),
             ("postgres", "start_command") => self.start_command.as_deref().map(quoted),
             _ => None,
         }

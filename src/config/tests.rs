@@ -127,23 +127,23 @@ fn every_key_of_the_table_is_a_key_of_the_file() {
 }
 
 fn template() -> Template {
-    Template {
-        name: "db1".into(),
-        store: "/var/lib/walship/db1".into(),
-        data_directory: "/var/lib/postgresql/15/main".into(),
-        listen: None,
+    let chosen = Overrides {
+        name: Some("db1".parse().unwrap()),
+        store: Some("/var/lib/walship/db1".into()),
+        data_directory: Some("/var/lib/postgresql/15/main".into()),
         advertise: Some("db1.example:7432".parse().unwrap()),
-        upstream: Vec::new(),
         conninfo: Some("host=/run/postgresql dbname=postgres".parse().unwrap()),
-        bin_directory: None,
-        start_command: None,
-    }
+        store_max_bytes: Some(Size(5 << 30)),
+        ..Overrides::default()
+    };
+    Template { chosen, start_command: None }
 }
 
 #[test]
 fn the_template_explains_every_key_and_parses_back() {
     let (text, config) = template().render(Path::new("walship.toml")).unwrap();
     assert_eq!(config.advertise.to_string(), "db1.example:7432");
+    assert_eq!((config.store_max_bytes, text.contains("store_max_bytes = \"5GiB\"")), (Some(5 << 30), true));
     for key in KEYS {
         assert_eq!(text.contains(&format!("{} = ", key.name)), !key.later, "{}", key.name);
     }
@@ -160,15 +160,21 @@ fn the_template_explains_every_key_and_parses_back() {
 
 proptest! {
     #[test]
+    fn any_size_reads_back(number in 1u64..1 << 20, bits in 0u32..44) {
+        let size = Size(number << bits);
+        prop_assert_eq!(size.to_string().parse::<Size>().unwrap(), size);
+    }
+
+    #[test]
     fn any_path_survives_the_template(store in "/[^\u{0}/]{1,30}", command in "\\PC{1,40}|[\u{1}-\u{20}\"\\\\]{1,9}") {
-        let chosen = Template {
-            store: PathBuf::from(&store),
-            start_command: Some(command.clone()),
+        let chosen = Overrides {
+            store: Some(PathBuf::from(&store)),
             upstream: vec!["[::1]:7432".parse().unwrap(), "db3:1".parse().unwrap()],
-            ..template()
+            ..template().chosen
         };
         prop_assume!(!matches!(store.as_str(), "/." | "/.." | "/var"));
-        let (_, config) = chosen.render(Path::new("walship.toml")).unwrap();
+        let template = Template { chosen: chosen.clone(), start_command: Some(command.clone()) };
+        let (_, config) = template.render(Path::new("walship.toml")).unwrap();
         prop_assert_eq!(&config.store, Path::new(&store));
         prop_assert_eq!(config.postgres.start_command, Some(command));
         prop_assert_eq!(config.upstream, chosen.upstream);

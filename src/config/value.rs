@@ -105,6 +105,17 @@ impl FromStr for Absolute {
     }
 }
 
+impl fmt::Display for Size {
+    /// In the largest unit that says it exactly, so that it reads back as the same.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
+        match units.into_iter().find(|(_, bits)| self.0 > 0 && self.0.trailing_zeros() >= *bits) {
+            Some((unit, bits)) => write!(f, "{}{unit}", self.0 >> bits),
+            None => write!(f, "{}B", self.0),
+        }
+    }
+}
+
 impl FromStr for Size {
     type Err = ValueError;
 
