@@ -141,6 +141,8 @@ async fn under_the_data_directory_of_a_standby_that_joins() {
     disk.resize(128 << 20);
     db2.join(&bundle, &[]);
     db2.equals(&db1).await;
+    // It may still be waiting for its pg_ctl, for which a server that stops again is one that did not start.
+    db2.sidecar.terminate().await;
     db2.stops().await;
 }
 
