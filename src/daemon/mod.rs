@@ -50,6 +50,9 @@ pub use node::conninfo;
 /// What still runs when the process ends is given so long.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 
+/// Requests for a promotion that may wait for the one before; two that come at once are both answered.
+const PROMOTIONS_WAITING_MAX: usize = 8;
+
 /// Runs the node as its role has it, until it is told to stop.
 pub async fn run(config: Config, role: NodeRole) -> anyhow::Result<()> {
     let data_directory = config.postgres.data_directory.clone();
@@ -209,7 +212,7 @@ impl Life {
 /// Listens, and lives.
 async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
     let role = life.role();
-    let (promotions, mut requests) = mpsc::channel(1);
+    let (promotions, mut requests) = mpsc::channel(PROMOTIONS_WAITING_MAX);
     let made = tokio::task::spawn_blocking(move || {
         let node = Node::new(config, store, role, promotions)?;
         samples::restore(node.store.folder(), &node.vitals.samples);
