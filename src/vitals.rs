@@ -193,7 +193,7 @@ pub struct DownstreamVitals {
     pub is_copying: bool,
     /// The highest serial of a policy that it has stored.
     pub policy_serial: u64,
-    /// The timeline shipped to it.
+    /// The timeline that its positions are on, as it says; the one that is shipped to it may be a newer one.
     pub timeline: Option<TimelineId>,
     /// Handed to the socket.
     pub shipped_lsn: Lsn,

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Downstream, Shipping};
-use crate::link::message::{Code, Member};
-use crate::link::{Conn, LinkError};
+use crate::link::message::{Ack, Code, Member, Resume};
+use crate::link::{Conn, LinkError, Message};
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
 use crate::pg::{Lsn, SegmentSize, TimelineId, WAL_PAGE_BYTES};
 use crate::receive::{self, Receiving};
@@ -270,4 +270,50 @@ async fn one_that_has_all_of_a_timeline_is_told_when_the_next_ones_beginning_is_
     let error = tokio::time::timeout(PATIENCE, refused.receive).await.unwrap().unwrap().unwrap_err();
     let rejected = |error: &LinkError| matches!(error, LinkError::Rejected(why) if why.code == Code::Removed);
     assert!(error.downcast_ref().is_some_and(rejected), "{error:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_standby_acknowledged_on_the_old_timeline_does_not_count_on_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(17, 300);
+    let source = new_store(folder.path());
+    let switch = wal.record_ends[100];
+    let mut writer = source.writer().unwrap();
+    begin(&mut writer, wal.start);
+    writer.append(wal.start, &wal.bytes[..(switch - wal.start) as usize]).unwrap();
+    go_on(&mut writer, switch, &wal);
+
+    // It holds WAL of timeline 1 past its end, and says so when it is led to the next one.
+    let (one, two) = tokio::io::duplex(8 << 20);
+    let vitals = Arc::new(Vitals::default());
+    let members = watch::Sender::new(Vec::new());
+    let shipping = Shipping {
+        store: source,
+        vitals: Arc::clone(&vitals),
+        members: members.subscribe(),
+        max_rate_bytes_per_second: None,
+    };
+    let downstream = Downstream { name: Some("db2".into()), address: "pipe".into(), store_uuid: None };
+    let shipped = tokio::spawn(super::run(Conn::new(one), shipping, downstream, CancellationToken::new()));
+    let mut conn = Conn::new(two);
+    let (timeline, lsn) = (TimelineId(1), wal.end() + 4096);
+    conn.write(Message::Resume(Resume { timeline, lsn, frame: None })).await.unwrap();
+    let ack = Ack {
+        timeline,
+        written_lsn: lsn,
+        flushed_lsn: lsn,
+        replayed_lsn: lsn,
+        restartpoint_lsn: Lsn::INVALID,
+        policy_serial: 0,
+        is_copying: false,
+    };
+    conn.write(Message::Ack(ack)).await.unwrap();
+    let mut downstreams = vitals.downstreams.watch();
+    let both = downstreams.wait_for(|all| {
+        all.get("db2").is_some_and(|db2| db2.flushed_lsn == lsn && db2.shipped_lsn.is_valid())
+    });
+    let db2 = tokio::time::timeout(PATIENCE, both).await.unwrap().unwrap()["db2"].clone();
+    assert_eq!(db2.timeline, Some(timeline));
+    drop(conn);
+    assert!(shipped.await.unwrap().is_err());
 }

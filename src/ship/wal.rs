@@ -92,9 +92,8 @@ impl<S: AsyncWrite> Sender<'_, S> {
         let (raw_bytes, wire_bytes) = (chunk.end.bytes_since(chunk.start), chunk.bytes.len() as u64);
         self.pace.take(wire_bytes).await;
         self.sent_lsn = chunk.end;
-        let timeline = chunk.timeline;
         let wal = Wal {
-            timeline,
+            timeline: chunk.timeline,
             start_lsn: chunk.start,
             end_lsn: chunk.end,
             opens_frame: chunk.opens_frame,
@@ -102,7 +101,6 @@ impl<S: AsyncWrite> Sender<'_, S> {
         };
         self.writer.write(Message::Wal(wal)).await?;
         self.entry.update(|vitals| {
-            vitals.timeline = Some(timeline);
             vitals.shipped_lsn = chunk.end;
             vitals.raw_bytes += raw_bytes;
             vitals.wire_bytes += wire_bytes;
