@@ -229,8 +229,9 @@ async fn a_copy_that_was_cut_off_leaves_nothing_that_starts_and_can_be_taken_aga
     let refused = half.start().await.unwrap_err();
     assert!(format!("{refused:#}").contains("database cluster"), "{refused:#}");
 
-    // Cut off while PostgreSQL spreads its checkpoint, the backup ends with that.
-    source.sql("UPDATE plain SET n = n").await.unwrap();
+    // Cut off while PostgreSQL spreads its checkpoint, the backup ends with that. The table is a new one: reading one that
+    // was copied would set hint bits in it.
+    source.sql("CREATE TABLE later AS SELECT generate_series(1, 10000)").await.unwrap();
     let spread =
         Options { fast_checkpoint: false, ..options(&folder.path().join("never"), &[(&space, &moved)]) };
     let (taken, cell) = (local(&source, true), Arc::new(Cell::<Progress>::default()));
@@ -248,11 +249,9 @@ async fn a_copy_that_was_cut_off_leaves_nothing_that_starts_and_can_be_taken_aga
     let options = options(&target, &[(&space, &moved)]);
     let had = progress.get().done_bytes;
     let report = take(&source, options.clone(), true).await.unwrap();
-    // Some blocks changed with the update since: those of the two relations, and not those of the system.
-    assert!(
-        report.equal_bytes > had / 4 && report.equal_bytes < report.bytes,
-        "{report:?}, {had} bytes were here"
-    );
+    // What was under way on the three connections comes again, and some blocks of the catalogs that changed since.
+    let again = had.saturating_sub(report.equal_bytes);
+    assert!(again <= 1 << 20 && report.equal_bytes < report.bytes, "{report:?}, {had} bytes were here");
     give_to_postgres(folder.path());
     verify_backup(&source, &target, &[]).await;
 
