@@ -26,18 +26,19 @@ pub async fn run(node: Arc<Node>, release: watch::Sender<Levels<Lsn>>) -> anyhow
     trouble::unless_of_disk(node.blocking("take the configuration's policy over", policy::begin).await?)?;
     let lock = || node.tracker.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        let policy = kept.borrow_and_update().clone();
         let at = *positions.borrow_and_update();
-        let released = {
+        let (released, is_due) = {
+            let policy = kept.borrow_and_update();
             let mut tracker = lock();
             tracker.hear(&downstreams.borrow_and_update(), at.timeline, at.durable);
-            policy.effective.as_ref().map(|policy| tracker.release(policy, at.durable))
+            let released = policy.effective.as_ref().map(|policy| tracker.release(policy, at.durable));
+            (released, policy::is_due(&node, &policy))
         };
         release.send_if_modified(|known| {
             let released = released.unwrap_or_default();
             std::mem::replace(known, released) != released
         });
-        if policy::is_due(&node, &policy) {
+        if is_due {
             trouble::unless_of_disk(node.blocking("let the policy take effect", policy::take_effect).await?)?;
         }
         // All branches are cancellation-safe: they only wait for a change.

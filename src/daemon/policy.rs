@@ -23,12 +23,16 @@ const QUORUM_WITHIN: Duration = Duration::from_secs(5);
 /// Takes over the configuration's policy where this node begins as the primary: the first one, and whenever the file has
 /// another one than before. A node that was promoted goes on with what it was told. Blocks.
 pub fn begin(node: &Node) -> Result<(), StoreError> {
-    let wanted = Configured { ack: node.config.ack.clone(), stall_limit: node.config.stall_limit };
+    let wanted = configured(node);
     node.store.update_state(|state| match (&state.configured, &state.policy.effective) {
         (Some(noted), _) if *noted == wanted => {}
         (None, Some(_)) => state.configured = Some(wanted),
         _ => configure(state, wanted, &node.config.name),
     })
+}
+
+fn configured(node: &Node) -> Configured {
+    Configured { ack: node.config.ack.clone(), stall_limit: node.config.stall_limit }
 }
 
 /// A `*` that means too few is left for later: members may be on the way. Until then the old policy stays, or, without
@@ -45,7 +49,7 @@ fn configure(state: &mut State, wanted: Configured, primary: &str) {
 /// Why the configuration's policy was not taken over, if it was not.
 pub fn not_taken_over(node: &Node) -> Option<PolicyError> {
     let state = node.store.state();
-    let wanted = Configured { ack: node.config.ack.clone(), stall_limit: node.config.stall_limit };
+    let wanted = configured(node);
     if state.configured.as_ref() == Some(&wanted) {
         return None;
     }
@@ -161,11 +165,11 @@ fn quorum_of(node: &Node, kept: &Kept, heard: &BTreeMap<String, DownstreamVitals
 }
 
 /// Whether the pending policy may take effect: its quorum is there, and if it is to wait for nobody PostgreSQL waits no
-/// more.
+/// more. Asked at every acknowledgement, when there is seldom one.
 pub fn is_due(node: &Node, kept: &Kept) -> bool {
-    let is_async = kept.pending.as_ref().is_some_and(|pending| pending.policy == Policy::Async);
+    let Some(pending) = &kept.pending else { return false };
     let quorum = quorum(node, kept).is_some_and(|quorum| quorum.is_there());
-    quorum && !(is_async && setting::may_wait_for_us(node))
+    quorum && !(pending.policy == Policy::Async && setting::may_wait_for_us(node))
 }
 
 /// Lets the pending policy take effect when it is due. Blocks.

@@ -38,9 +38,13 @@ pub fn may_wait_for_us(node: &Node) -> bool {
     node.setting.borrow().as_ref().is_none_or(|setting| setting.names().names(APPLICATION_NAME))
 }
 
-/// Refuses to turn the setting on or off where walship may not, with the SQL; says whether there is anything to do.
-pub async fn check(node: &Node, on: bool) -> anyhow::Result<bool> {
-    let sql = Sql::connect(&node.conninfo).await?;
+/// Refuses to turn the setting on or off where walship may not, with the SQL.
+pub async fn check(node: &Node, on: bool) -> anyhow::Result<()> {
+    is_to_be_turned(&Sql::connect(&node.conninfo).await?, on).await.map(drop)
+}
+
+/// The same, and says whether there is anything to do.
+async fn is_to_be_turned(sql: &Sql, on: bool) -> anyhow::Result<bool> {
     let setting = sql.sync_setting().await?;
     let names = setting.names();
     if names.names(APPLICATION_NAME) == on {
@@ -64,10 +68,10 @@ pub async fn check(node: &Node, on: bool) -> anyhow::Result<bool> {
 
 /// Has PostgreSQL wait for walship, or for nobody; says whether that changed anything.
 pub async fn turn(node: &Node, on: bool) -> anyhow::Result<bool> {
-    if !check(node, on).await? {
+    let sql = Sql::connect(&node.conninfo).await?;
+    if !is_to_be_turned(&sql, on).await? {
         return Ok(false);
     }
-    let sql = Sql::connect(&node.conninfo).await?;
     sql.set_sync_names(if on { APPLICATION_NAME } else { "" }).await?;
     let begun = Instant::now();
     loop {
