@@ -1,7 +1,8 @@
 //! The check that the server's past is still the store's, and then the appending: one batch after the other.
 //!
-//! Every record's checksum is looked at on the way, and whether the last one is a shutdown. Capture asks for WAL from a little before the store's end. What comes twice must be equal: a server that was put
-//! back to an old state and went on differently would otherwise be shipped as a continuation of what it is not.
+//! Capture asks for WAL from a little before the store's end. What comes twice must be equal: a server that was put
+//! back to an old state and went on differently would otherwise be shipped as a continuation of what it is not. Every
+//! record's checksum is looked at on the way, and whether the last one is a shutdown.
 
 use bytes::{Buf, Bytes};
 

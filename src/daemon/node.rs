@@ -47,7 +47,7 @@ pub struct Node {
     pub setting: watch::Sender<Option<SyncSetting>>,
     /// The newest promotion of another node that this one was told of: its epoch and its name.
     pub newer_primary: watch::Sender<Option<(u64, String)>>,
-    /// Requests for a promotion; one at a time.
+    /// Requests for a promotion; carried out one at a time.
     pub promotions: mpsc::Sender<Request>,
     /// Asks the local standby's walreceiver how far it is.
     pub replies: ReplyRequests,

@@ -126,8 +126,8 @@ impl<S: AsyncWrite> Sender<'_, S> {
         Ok(())
     }
 
-    /// The heartbeat when it is due, and members and policy when they changed. A heartbeat says where the primary is only when
-    /// that was heard since the last one: an old position sent again would look like a primary that lives.
+    /// The heartbeat when it is due, and members and policy when they changed. A heartbeat says where the primary is
+    /// only when that was heard since the last one: an old position sent again would look like a primary that lives.
     async fn send_news(&mut self) -> anyhow::Result<()> {
         if self.heartbeat_at <= Instant::now() {
             self.heartbeat_at = Instant::now() + HEARTBEAT_EVERY;
