@@ -27,7 +27,7 @@ use crate::pg::replication::{Incoming, Outgoing, Replication, ReplicationError, 
 use crate::pg::sql::Sql;
 use crate::pg::{Conninfo, Levels, Lsn, TimelineId};
 use crate::store::{Branch, Store};
-use crate::vitals::{Contact, StandbyFeedback, Vitals};
+use crate::vitals::{Contact, Sample, StandbyFeedback, Vitals};
 pub use error::CaptureError;
 use overlap::Absorber;
 use stream::{End, Stream};
@@ -177,6 +177,9 @@ impl Capture<'_> {
         let mut connection = Replication::connect(&self.options.conninfo, APPLICATION_NAME).await?;
         let server = connection.identify_system().await?;
         self.check_system(server.system_identifier)?;
+        // What was written before, since the last stream, nobody saw.
+        let seen = Sample { lsn: server.flushed, time: WallTime::now(), after_gap: true };
+        self.vitals.samples.push(seen);
         let course = timeline::settle(&mut connection, server, slot_restart_lsn, writer, self.options);
         let Course { writer, timeline, end } = course.await?;
         let oldest = self.store.start_of(timeline).unwrap_or(end);

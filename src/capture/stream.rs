@@ -163,9 +163,9 @@ impl Run<'_> {
         });
         let is_idle = received_bytes == 0;
         if is_idle || self.last_sample.is_none_or(|last| now.duration_since(last) >= SAMPLE_INTERVAL) {
-            // The first of a stream: what was written before, nobody saw.
-            let after_gap = self.last_sample.replace(now).is_none();
-            self.stream.vitals.samples.push(Sample { lsn: server_lsn, time: WallTime::now(), after_gap });
+            self.last_sample = Some(now);
+            let sample = Sample { lsn: server_lsn, time: WallTime::now(), after_gap: false };
+            self.stream.vitals.samples.push(sample);
         }
     }
 
