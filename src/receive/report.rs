@@ -8,7 +8,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::Receiving;
 use crate::link::message::Ack;
 use crate::link::{HEARTBEAT_EVERY, Message, Writer};
+use crate::pg::Lsn;
 use crate::store::Store;
+use crate::vitals::Contact;
 
 /// fsyncs whenever something was appended; one call covers all that arrived while the last one ran.
 pub(super) async fn keep_durable(store: Store) -> anyhow::Result<()> {
@@ -48,11 +50,13 @@ pub(super) async fn send<S: AsyncWrite>(
             up.write(Message::Heartbeat(crate::link::message::Heartbeat::BARE)).await?;
             continue;
         };
+        // Once its walreceiver is gone, nobody knows what PostgreSQL shows to its readers, or whether it runs.
+        let is_fed = matches!(fed.contact, Contact::Up { .. });
         let ack = Ack {
             timeline,
             written_lsn: at.appended,
             flushed_lsn: at.durable,
-            replayed_lsn: fed.replayed_lsn,
+            replayed_lsn: if is_fed { fed.replayed_lsn } else { Lsn::INVALID },
             restartpoint_lsn: *restartpoint.borrow_and_update(),
             is_copying: receiving.start.is_some(),
             policy_serial: *stored.borrow_and_update(),

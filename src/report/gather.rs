@@ -8,7 +8,7 @@ use super::{
 };
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
-use crate::vitals::{CaptureVitals, FeedVitals, ReceiveVitals, Vitals};
+use crate::vitals::{CaptureVitals, Contact, FeedVitals, ReceiveVitals, Vitals};
 
 /// What is not in the vitals.
 #[derive(Clone, Debug)]
@@ -130,12 +130,13 @@ impl Now {
     }
 
     fn feed(&self, feed: FeedVitals) -> Feed {
+        let is_up = matches!(feed.contact, Contact::Up { .. });
         Feed {
             contact: feed.contact,
             last_contact: feed.last_heard.map(|heard| self.wall(heard)),
             sent: known(feed.sent_lsn),
             flushed: known(feed.flushed_lsn),
-            replayed: known(feed.replayed_lsn),
+            replayed: known(feed.replayed_lsn).filter(|_| is_up),
         }
     }
 
@@ -181,7 +182,7 @@ mod tests {
     use super::*;
     use crate::report::lag::{self, Behind, Link};
     use crate::report::threshold::Amount;
-    use crate::vitals::{Contact, Sample};
+    use crate::vitals::Sample;
 
     fn about(role: Role) -> About {
         About {
@@ -231,7 +232,10 @@ mod tests {
             receive.server_flush_lsn = Lsn(300);
             receive.server_time = Some((primary_now, now));
         });
-        vitals.feed.update(|feed| feed.replayed_lsn = Lsn(100));
+        vitals.feed.update(|feed| {
+            feed.contact = Contact::Up { since: WallTime::now() };
+            feed.replayed_lsn = Lsn(100);
+        });
         let status = status(about(Role::Standby), &vitals);
         let lag = &lag::of(&status).standbys[0];
         assert!(matches!(lag.link, Link::Up(_)));

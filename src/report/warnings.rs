@@ -27,6 +27,7 @@ pub fn alarms(status: &Status) -> Vec<String> {
 pub fn of(status: &Status) -> Vec<String> {
     let mut warnings = status.warnings.clone();
     warnings.extend(primary(status));
+    warnings.extend(feed(status));
     warnings.extend(silent(status));
     warnings.extend(superseded(status));
     warnings.extend(commits::warnings(status));
@@ -50,6 +51,18 @@ fn primary(status: &Status) -> Option<String> {
             Some(format!("{who} is not heard for {}{}", units::duration(age), reason(&primary.contact)))
         }
     }
+}
+
+/// A standby's PostgreSQL that takes no WAL, which on an idle primary no lag tells.
+fn feed(status: &Status) -> Option<String> {
+    let since = match &status.feed.as_ref()?.contact {
+        Contact::Up { .. } | Contact::Stopped { .. } => return None,
+        Contact::Never => "yet".to_owned(),
+        Contact::Trying { since, .. } => {
+            format!("for {}", units::duration(lag::age(*since, status.taken_at)))
+        }
+    };
+    Some(format!("the local PostgreSQL has taken no WAL {since}: is it running?"))
 }
 
 fn reason(contact: &Contact) -> String {

@@ -105,3 +105,22 @@ async fn what_was_written_while_nobody_looked_is_marked() {
     db1.sidecar.terminate().await;
     assert_eq!(gaps(), before + 1);
 }
+
+#[tokio::test]
+async fn a_standby_whose_postgresql_is_down_is_no_good_news_on_an_idle_primary() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let db2 = test.standby("db2", &db1).await;
+    db1.walship(&["lag"]).await.succeeded();
+    db2.cluster.kill().await.unwrap();
+    eventually("the primary knows no replay", async || {
+        let said = db1.walship(&["lag"]).await.exits(3)?.stdout;
+        ensure!(said.contains("flush 0 B (0s), replay unknown"), "{said}");
+        Ok(())
+    })
+    .await;
+    let table = db2.walship(&["status"]).await.succeeded();
+    assert!(table.contains("warning: the local PostgreSQL has taken no WAL for"), "{table}");
+    db2.cluster.start().await.unwrap();
+    eventually("it is good again", async || db1.walship(&["lag"]).await.exits(0).map(drop)).await;
+}
