@@ -183,7 +183,7 @@ pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
         members.mark_unchanged();
         let noted = node.blocking("keep the members", |node| {
             failpoint::hit("members-note");
-            note(node)
+            note_news(node)
         });
         trouble::unless_of_disk(noted.await?)?;
     }
@@ -191,25 +191,26 @@ pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
 
 /// Keeps the list as it is known now, unless this node has become the primary, which makes it. Blocks.
 pub fn note(node: &Node) -> anyhow::Result<()> {
-    let own = &node.config.name;
-    let list = node.members.borrow().clone();
+    let fresh = others(node);
     node.store.update_state(|state| {
-        if state.role == Some(NodeRole::Primary) {
-            return;
-        }
-        let fresh: Vec<Member> = list.iter().filter(|m| m.name != *own).filter_map(state_member).collect();
-        let same = fresh.len() == state.members.len()
-            && fresh.iter().zip(&state.members).all(|(new, old)| {
-                (&new.name, &new.store_uuid, &new.advertise, new.role, new.certificate_serial)
-                    == (&old.name, &old.store_uuid, &old.advertise, old.role, old.certificate_serial)
-                    && new.flushed_lsn.bytes_since(old.flushed_lsn)
-                        < node.store.identity().segment_size.bytes()
-            });
-        if !same {
+        if state.role != Some(NodeRole::Primary) {
             state.members = fresh;
         }
     })?;
     Ok(())
+}
+
+/// The same when it is worth a write: somebody came, went or changed, or got on by a segment.
+fn note_news(node: &Node) -> anyhow::Result<()> {
+    let (fresh, noted) = (others(node), node.store.state().members);
+    let segment_bytes = node.store.identity().segment_size.bytes();
+    let same = fresh.len() == noted.len()
+        && fresh.iter().zip(&noted).all(|(new, old)| {
+            (&new.name, &new.store_uuid, &new.advertise, new.role, new.certificate_serial)
+                == (&old.name, &old.store_uuid, &old.advertise, old.role, old.certificate_serial)
+                && new.flushed_lsn.bytes_since(old.flushed_lsn) < segment_bytes
+        });
+    if same { Ok(()) } else { note(node) }
 }
 
 /// The other members as they are known now, which may be more than what was noted.
