@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Access, access};
+use tokio::task::JoinHandle;
 
 use super::exit::{self, Exit};
 use super::{privilege, runtime};
@@ -121,9 +122,9 @@ fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
         bundle.install(&files).advised().context("install the certificate")?;
     }
     runtime()?.block_on(async {
-        let bar = tokio::spawn(super::progress::show(progress));
+        let bar = found.is_some().then(|| tokio::spawn(super::progress::show(progress)));
         let ended = daemon::join(config, join, found).await;
-        bar.abort();
+        bar.inspect(JoinHandle::abort);
         ended
     })
 }
@@ -186,6 +187,14 @@ fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Option<(Pa
                         start_command(&config.postgres.data_directory, &config.store, folder)
                     ),
                 ));
+            }
+            let file_alone = Overrides { config: args.overrides.config.clone(), ..Overrides::default() };
+            if Config::load(&file_alone).is_ok_and(|file_alone| file_alone != config) {
+                let file = config.file.as_deref().unwrap_or(Path::new("the configuration"));
+                tracing::warn!(
+                    "{} is there already and stays as it is: what flags or variables say otherwise holds for this run alone",
+                    file.display()
+                );
             }
             Ok((config, None))
         }

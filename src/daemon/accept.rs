@@ -11,7 +11,7 @@ use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
 use super::{epochs, members, trouble};
 use crate::backup;
-use crate::fault::WithFault;
+use crate::fault::Advised;
 use crate::link::handshake;
 use crate::link::listen::Arrival;
 use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Purpose, Reject};
@@ -25,9 +25,7 @@ type Streams = Arc<Mutex<HashMap<String, CancellationToken>>>;
 
 /// Binds the listening socket.
 pub async fn bind(node: &Node) -> anyhow::Result<Listener> {
-    Listener::bind(&node.config.listen.to_string())
-        .await
-        .hint("Another process has this address, or it is not this host's: see `listen` in walship.toml.")
+    Listener::bind(&node.config.listen.to_string()).await.advised()
 }
 
 /// Serves every connection in a task of its own, until the node ends.

@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::feed;
 use crate::link::message::{Answer, Hello, Purpose, Role};
-use crate::link::{Conn, Link, LinkError, Security, Socket, dial, handshake};
+use crate::link::{Conn, Link, LinkError, Listener, Security, Socket, dial, handshake};
 use crate::pg::sql::ServerVersion;
 use crate::pg::{SegmentSize, TimelineId};
 use crate::restore::standby::StandbySettings;
@@ -67,6 +67,7 @@ pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStor
         Ok(Some(store))
     });
     let Some(store) = looked.await.context("look at what is here")?? else { return Ok(None) };
+    drop(Listener::bind(&config.listen.to_string()).await.advised().outcome(Outcome::Refused)?);
     let (hello, answer) = ask_primary(config, join, store).await?;
     let version = hello.postgres_version.map(ServerVersion);
     if let Some(version) = version {

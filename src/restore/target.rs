@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::standby::StandbySettings;
+use super::standby::{StandbySettings, is_standby};
 use super::tablespace::Placement;
 use crate::durable::{self, FileError};
 use crate::fault::Fault;
@@ -171,8 +171,10 @@ pub fn require_free(target: &Path, kind: Kind, expected: Option<u64>) -> anyhow:
         (Standing::Cluster { .. } | Standing::Broken { .. }, Kind::Reseed) => {
             require_reseedable(target, standing, expected)
         }
-        (Standing::Cluster { system_identifier, .. }, Kind::Copy) if expected == Some(*system_identifier) => {
-            refuse("It is a copy of this cluster already: `walship run` lets it follow.")
+        (Standing::Cluster { system_identifier, .. }, Kind::Copy)
+            if expected == Some(*system_identifier) && is_standby(target) =>
+        {
+            refuse("It is a standby of this cluster already: `walship run` lets it follow.")
         }
         _ => refuse("Name another folder with -D, or remove this one yourself if nobody needs it."),
     }
@@ -347,11 +349,14 @@ mod tests {
             (error.to_string(), Fault::hint_of(&error).unwrap().to_owned())
         };
         let control = control_file();
-        let (what, hint) = refused(&[("global/pg_control", &control)], Some(id));
+        let (what, hint) = refused(&[("global/pg_control", &control), ("standby.signal", b"")], Some(id));
         assert!(
             what.contains("cluster 7711349833985173420") && hint.contains("walship run"),
             "{what} {hint}"
         );
+        // It may be the primary's own.
+        let (_, hint) = refused(&[("global/pg_control", &control)], Some(id));
+        assert!(hint.contains("another folder"), "{hint}");
         let (_, hint) = refused(&[("global/pg_control", &control)], Some(1));
         assert!(hint.contains("another folder"), "{hint}");
         let (what, _) = refused(&[("global/pg_control", &control), ("postmaster.pid", b"1")], None);

@@ -1,6 +1,7 @@
 //! Joining: what is looked at before anything is made, and who may run it.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
@@ -45,6 +46,28 @@ async fn a_configuration_that_is_elsewhere_is_missed_before_the_copy() {
     db2.join(&bundle, &["--config-directory", etc.to_str().unwrap()]);
     db2.follows(&db1).await;
     assert_eq!(db2.cluster.value("SHOW config_file").await.unwrap(), conf.display().to_string());
+}
+
+#[tokio::test]
+async fn an_address_that_is_taken_is_refused_and_another_one_for_once_is_said() {
+    let test = Test::new();
+    let db1 = test.primary("db1").await;
+    let bundle = db1.invite("db2").await;
+    let mut db2 = Node::empty(&test, "db2");
+    let before = everything_below(db2.folder());
+    let taken = TcpListener::bind(db2.listen()).unwrap();
+    let texts = [&format!("listen on {}", db2.listen()), "hint: Another process has it"];
+    db2.joins_in_vain(&bundle, &[]).await.failed(3, &texts);
+    assert_eq!(everything_below(db2.folder()), before);
+    drop(taken);
+    db2.join(&bundle, &[]);
+    db2.follows(&db1).await;
+    db2.sidecar.terminate().await;
+    db2.sidecar.expect_log("holds for this run alone");
+    db2.sidecar.set("WALSHIP_MAX_RATE", "50MiB");
+    db2.join(&bundle, &[]);
+    db2.sidecar.wait_log("walship.toml is there already and stays as it is").await;
+    db2.follows(&db1).await;
 }
 
 #[tokio::test]
@@ -95,8 +118,17 @@ async fn what_is_refused_to_root_leaves_no_folder() {
     let place = |name: &str| new.join(name).to_str().unwrap().to_owned();
     let (data, store, config) = (place("data"), place("store"), place("walship.toml"));
     let arguments = [
-        "standby", "--join", "db2.join", "-D", &data, "--store", &store, "--config", &config, "--listen",
-        &standby,
+        "standby",
+        "--join",
+        "db2.join",
+        "-D",
+        &data,
+        "--store",
+        &store,
+        "--config",
+        &config,
+        "--listen",
+        "127.0.0.1:0",
     ];
     as_root(&arguments).await.failed(3, &["the invitation of db2 was used before", "hint: "]);
     assert!(!new.exists());
