@@ -27,8 +27,6 @@ use crate::tls::{Authority, Files, Kind, Pem};
     mut_arg("data_directory", |flag| flag.required(true)),
     mut_arg("store", |flag| flag.help(
         "The folder of the store; as root /var/lib/walship/NAME, else PGDATA-walship beside the data directory")),
-    mut_arg("advertise", |flag| flag.help(
-        "How other sidecars reach this node; this host's name and the port of --listen if not given")),
     mut_arg("conninfo", |flag| flag.help(
         "How to connect to this node's PostgreSQL; what its postmaster.pid says if not given")),
     mut_arg("config", |flag| flag.help(

@@ -87,7 +87,7 @@ Examples:
     walship init --name db1 -D /var/lib/postgresql/15/main
     walship check
 
-  There, what its service unit starts:
+  There, its sidecar; a service unit starts `walship run`:
 
     walship primary
 

@@ -21,7 +21,7 @@ pub struct Overrides {
     /// Where other sidecars connect, else 0.0.0.0:7432
     #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_LISTEN", hide_env_values = true)]
     pub listen: Option<Address>,
-    /// How other sidecars reach this node, else what it listens on
+    /// How other sidecars reach this node, else the address of --listen, or this host's name with its port
     #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_ADVERTISE", hide_env_values = true)]
     pub advertise: Option<Address>,
     /// A standby's sources, in order of preference; may be repeated
