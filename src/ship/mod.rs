@@ -70,6 +70,8 @@ where
         }
     };
     let entry = Entry::begin(&shipping.vitals, &downstream);
+    // It has all up to there, so nothing of that is under way.
+    entry.update(|vitals| (vitals.timeline, vitals.shipped_lsn) = (Some(resume.timeline), resume.lsn));
     let (reader, writer) = conn.split();
     let sending = wal::send(writer, cursor, resume.timeline, &shipping, &entry);
     let receiving = acks::read(reader, &entry);

@@ -107,6 +107,22 @@ async fn what_was_written_while_nobody_looked_is_marked() {
 }
 
 #[tokio::test]
+async fn after_a_restart_beside_an_idle_primary_nothing_is_unknown() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let db2 = test.standby("db2", &db1).await;
+    db1.sidecar.terminate().await;
+    db1.run().await;
+    eventually("the lag is known", async || {
+        let said = db1.walship(&["lag"]).await.exits(0)?.stdout;
+        ensure!(said.contains("db2 OK: ship 0 B (0s), flush 0 B (0s), replay 0 B (0s)"), "{said}");
+        Ok(())
+    })
+    .await;
+    db2.follows(&db1).await;
+}
+
+#[tokio::test]
 async fn a_standby_whose_postgresql_is_down_is_no_good_news_on_an_idle_primary() {
     let test = Test::new();
     let db1 = test.primary("db1").await;
