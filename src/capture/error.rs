@@ -70,6 +70,20 @@ pub enum CaptureError {
         /// The first byte that differs.
         lsn: Lsn,
     },
+    /// The server removed WAL that was not captured yet.
+    #[error(
+        "PostgreSQL removed WAL before it was captured: {} on timeline {timeline} is missing, which nobody can follow \
+         over; `walship primary --new-log` begins a new log, and every standby must then be seeded anew",
+        missing(*.from, *.to)
+    )]
+    WalLost {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The store's end.
+        from: Lsn,
+        /// From here on the slot holds it again; at or below `from` when that is not known.
+        to: Lsn,
+    },
     /// The server is on a timeline that no promotion by walship made.
     #[error(
         "PostgreSQL is on timeline {theirs}, the store on {ours}: somebody promoted or recovered it without walship; \
@@ -146,14 +160,14 @@ impl CaptureError {
     pub fn is_final(&self) -> bool {
         use CaptureError::{
             BadHistory, OldTimeline, PastDiffers, PastIsShorter, SlotIsLogical, UnknownTimeline, Unrelated,
-            WrongSegmentSize, WrongSystem,
+            WalLost, WrongSegmentSize, WrongSystem,
         };
         match self {
             WrongSystem { .. } | WrongSegmentSize { .. } | SlotIsLogical { .. } => true,
-            PastIsShorter { .. } | PastDiffers { .. } => true,
+            PastIsShorter { .. } | PastDiffers { .. } | WalLost { .. } => true,
             UnknownTimeline { .. } | OldTimeline { .. } | Unrelated { .. } | BadHistory { .. } => true,
             CaptureError::Replication(error) => {
-                matches!(error, ReplicationError::WalRemoved { .. } | ReplicationError::NotInHistory { .. })
+                matches!(error, ReplicationError::NotInHistory { .. })
             }
             CaptureError::Sql(error) => matches!(error, SqlError::Unsupported { .. }),
             CaptureError::Store(error) => {
@@ -182,6 +196,11 @@ impl CaptureError {
             _ => false,
         }
     }
+}
+
+/// A gap in words. Some of it PostgreSQL may still have, but nothing keeps it there.
+fn missing(from: Lsn, to: Lsn) -> String {
+    if to > from { format!("WAL from {from} on, at most to {to},") } else { format!("WAL from {from} on") }
 }
 
 impl From<StoreError> for CaptureError {

@@ -128,6 +128,7 @@ struct Capture<'a> {
 struct Begun {
     incoming: Incoming,
     outgoing: Outgoing,
+    timeline: TimelineId,
     /// What was asked for.
     start: Lsn,
     /// The store's end: what lies before it is compared.
@@ -142,7 +143,7 @@ impl Capture<'_> {
             () = self.cancel.cancelled() => return Ok(End::Cancelled),
             begun = self.begin() => begun?,
         };
-        let Begun { incoming, outgoing, start, end, absorber } = begun;
+        let Begun { incoming, outgoing, timeline, start, end, absorber } = begun;
         let since = WallTime::now();
         self.vitals.capture.update(|capture| capture.contact = Contact::Up { since });
         tracing::info!(from = %end, "capturing WAL of {}", self.options.conninfo);
@@ -164,6 +165,10 @@ impl Capture<'_> {
             return Err(CaptureError::NothingToCompare { end });
         }
         self.skips_overlap = false;
+        if is_removed {
+            let to = self.vitals.capture.get().slot_restart_lsn;
+            return Err(CaptureError::WalLost { timeline, from: end, to });
+        }
         ended
     }
 
@@ -188,7 +193,7 @@ impl Capture<'_> {
         match connection.start(timeline, start).await? {
             Started::Streaming(incoming, outgoing) => {
                 let absorber = spawn_blocking(move || Absorber::new(writer, timeline, start)).await??;
-                Ok(Begun { incoming, outgoing, start, end, absorber })
+                Ok(Begun { incoming, outgoing, timeline, start, end, absorber })
             }
             Started::AtEndOfTimeline { lsn, .. } => Err(CaptureError::TimelineEnded { timeline, lsn }),
         }

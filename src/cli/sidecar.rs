@@ -21,8 +21,15 @@ use crate::store::NodeRole;
     (3, "refused and nothing changed"),
 ], &[
     ("After `walship init` and `walship check`:", "walship primary"),
+    ("After PostgreSQL removed WAL that was not captured:", "walship primary --new-log"),
 ]))]
 pub struct PrimaryArgs {
+    /// Let all WAL in the store go, and begin the log anew where PostgreSQL's WAL still reaches
+    ///
+    /// This is the way out when `walship status` says that WAL is missing, or that PostgreSQL was put back to an earlier
+    /// state. Every standby must be seeded anew afterwards.
+    #[arg(long)]
+    new_log: bool,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -50,7 +57,7 @@ pub struct RunArgs {
 pub fn primary(args: &PrimaryArgs) -> anyhow::Result<Exit> {
     let config = configuration(&args.overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
-    runtime()?.block_on(daemon::run(config, NodeRole::Primary))?;
+    runtime()?.block_on(daemon::run(config, NodeRole::Primary, args.new_log))?;
     Ok(Exit::Done)
 }
 

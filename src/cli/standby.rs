@@ -84,7 +84,7 @@ fn follow(overrides: &Overrides) -> anyhow::Result<()> {
         loaded => loaded.advised(),
     }?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
-    runtime()?.block_on(daemon::run(config, NodeRole::Standby))
+    runtime()?.block_on(daemon::run(config, NodeRole::Standby, false))
 }
 
 /// Looks whether it may join, and only then makes anything. Root looks, and the owner of the data directory that it

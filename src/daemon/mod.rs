@@ -53,12 +53,19 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Requests for a promotion that may wait for the one before; two that come at once are both answered.
 const PROMOTIONS_WAITING_MAX: usize = 8;
 
-/// Runs the node as its role has it, until it is told to stop.
-pub async fn run(config: Config, role: NodeRole) -> anyhow::Result<()> {
+/// Runs the node as its role has it, until it is told to stop; a primary's log begins anew where that is asked for.
+pub async fn run(config: Config, role: NodeRole, new_log: bool) -> anyhow::Result<()> {
     let data_directory = config.postgres.data_directory.clone();
     let checked = tokio::task::spawn_blocking(move || check_role(&data_directory, role));
     checked.await.context("look at the data directory")??;
     let store = open_store(&config).await?;
+    if new_log {
+        tracing::info!(
+            "all WAL in the store goes, and the log begins anew: every standby must be seeded anew"
+        );
+        let forgetting = store.clone();
+        tokio::task::spawn_blocking(move || forgetting.forget_log()).await.context("forget the log")??;
+    }
     serve(config, store, Life::of(role)).await
 }
 

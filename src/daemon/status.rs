@@ -86,7 +86,10 @@ fn own_alarms(node: &Node) -> Vec<String> {
         alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
     }
     for member in node.store.state().members.iter().filter(|member| member.let_go) {
-        alarms.push(format!("{} was let go when the store was full: seed it anew", member.name));
+        alarms.push(format!(
+            "{} was let go, and WAL that it needs is no longer kept: seed it anew",
+            member.name
+        ));
     }
     alarms
 }

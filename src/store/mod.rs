@@ -320,6 +320,26 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets all WAL, so that the log begins anew where PostgreSQL's still reaches; who this node is stays. Every
+    /// standby is behind a gap then. Nobody may write or read meanwhile. Blocks.
+    pub fn forget_log(&self) -> Result<(), StoreError> {
+        assert!(!self.0.writer_taken.load(Ordering::Acquire), "nobody writes");
+        // From here on what is left of it goes at the next open: it is of timelines that are not known.
+        self.update_state(|state| {
+            state.timelines.clear();
+            state.members.iter_mut().for_each(|member| member.let_go = true);
+        })?;
+        let keys: Vec<index::Key> = self.index().iter().map(|(key, _)| *key).collect();
+        for key in keys {
+            let segment = self.index().remove(key);
+            if let Some(segment) = segment {
+                durable::remove(&segment.path)?;
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+
     /// Bytes that the segments take on disk.
     pub fn disk_bytes(&self) -> u64 {
         self.index().disk_bytes()

@@ -33,6 +33,8 @@ mod joining;
 mod lag;
 /// What acknowledged rows are checked with.
 mod ledger;
+/// WAL that PostgreSQL removed before it was captured.
+mod lost_wal;
 /// The primary is lost, and a standby takes its place.
 mod promotion;
 /// The bad network that other tests rely on.
