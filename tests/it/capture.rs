@@ -17,7 +17,7 @@ use walship::pg::{Conninfo, Levels, Lsn, SegmentNumber, TimelineId};
 use walship::store::{Branch, NewStore, RawStep, Store, Visibility};
 use walship::vitals::{Contact, StandbyFeedback, Vitals};
 
-use crate::harness::{PATIENCE, Test, eventually};
+use crate::harness::{PATIENCE, Test, eventually, tools};
 
 const SLOT: &str = "walship";
 
@@ -311,6 +311,32 @@ async fn removed_wal_matters_only_where_the_store_lacks_it() {
     let error = fixture.capture(&store, None).stopped().await;
     assert!(matches!(error, CaptureError::WalLost { .. }), "{error}");
     assert!(fixture.slot_lsn().await > end);
+}
+
+#[tokio::test]
+async fn a_slot_that_was_idle_for_too_long_is_made_anew() {
+    let fixture = Fixture::new(ClusterOptions::default()).await;
+    if !tools::has_version(fixture.cluster.binaries(), 18, "idle_replication_slot_timeout") {
+        return;
+    }
+    let store = fixture.store("store").await;
+    let capture = fixture.capture(&store, None);
+    capture.reaches(fixture.flushed().await).await;
+    let first = fixture.slot_lsn().await;
+    capture.cancelled().await;
+    fixture.cluster.sql("ALTER SYSTEM SET idle_replication_slot_timeout = '1s'").await.unwrap();
+    fixture.cluster.sql("SELECT pg_reload_conf()").await.unwrap();
+    eventually("the slot is let go", async || {
+        fixture.cluster.sql("CREATE TABLE IF NOT EXISTS t (a int); CHECKPOINT").await?;
+        let reason = fixture.cluster.value("SELECT invalidation_reason FROM pg_replication_slots").await?;
+        ensure!(reason == "idle_timeout", "{reason:?}");
+        Ok(())
+    })
+    .await;
+    let capture = fixture.capture(&store, None);
+    capture.reaches(fixture.flushed().await).await;
+    assert!(fixture.slot_lsn().await > first);
+    capture.cancelled().await;
 }
 
 #[tokio::test]

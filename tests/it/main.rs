@@ -35,6 +35,8 @@ mod lag;
 mod ledger;
 /// WAL that PostgreSQL removed before it was captured.
 mod lost_wal;
+/// Each major version of PostgreSQL that is here, and what came with one.
+mod majors;
 /// The primary is lost, and a standby takes its place.
 mod promotion;
 /// The bad network that other tests rely on.

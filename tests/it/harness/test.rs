@@ -34,6 +34,11 @@ pub struct Test {
 impl Test {
     /// A new folder named for the running test, in a place with a short path: unix sockets go below it.
     pub fn new() -> Test {
+        Test::on(Binaries::find().unwrap())
+    }
+
+    /// The same with another PostgreSQL than the one that is tested.
+    pub fn on(binaries: Binaries) -> Test {
         let thread = std::thread::current();
         let name: String =
             thread.name().unwrap_or("test").rsplit("::").next().unwrap().chars().take(30).collect();
@@ -43,7 +48,7 @@ impl Test {
         account.create_folder(&folder).unwrap();
         let seed = std::env::var(SEED_VARIABLE).ok().map(|seed| seed.parse().expect(SEED_VARIABLE));
         let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64;
-        Test { folder, seed: seed.unwrap_or_else(now), account, binaries: Binaries::find().unwrap() }
+        Test { folder, seed: seed.unwrap_or_else(now), account, binaries }
     }
 
     /// The folder; it belongs to the account.
