@@ -64,6 +64,16 @@ impl Fault {
         if is_one { error.downcast::<Fault>().unwrap_or_else(bare) } else { bare(error) }
     }
 
+    /// The first error of a type in a chain, also within faults, which hide what they wrap.
+    pub fn find<T: std::error::Error + Send + Sync + 'static>(error: &anyhow::Error) -> Option<&T> {
+        error.downcast_ref().or_else(|| {
+            error.chain().find_map(|cause| match cause.downcast_ref::<Fault>() {
+                Some(fault) => Fault::find(&fault.error),
+                None => cause.downcast_ref(),
+            })
+        })
+    }
+
     /// The first hint in a chain.
     pub fn hint_of(error: &anyhow::Error) -> Option<&str> {
         faults(error).find_map(|fault| fault.hint.as_deref())
@@ -179,6 +189,7 @@ mod tests {
         let error = Err::<(), _>(Taken).advised().context("listen").unwrap_err();
         assert_eq!(format!("{error:#}"), "listen: the port is taken");
         assert_eq!(Fault::hint_of(&error), Some("Choose another."));
+        assert!(Fault::find::<Taken>(&error).is_some() && Fault::find::<std::io::Error>(&error).is_none());
         let error = Err::<(), _>(error.context("begin")).outcome(Outcome::Refused).unwrap_err();
         assert_eq!(format!("{error:#}"), "begin: listen: the port is taken");
         assert_eq!(

@@ -31,8 +31,8 @@ use crate::vitals::Cell;
 /// comes from the PostgreSQL on this host, which needs no sidecar: the one that --pgdata or the configuration names.
 ///
 /// Files are copied over several connections, every page is checked, and a manifest is written that pg_verifybackup
-/// reads. A copy that failed or was cancelled cannot start; the same command, run again, goes on with what is there: only
-/// blocks of files that differ are sent.
+/// reads. A link that is cut is waited for, half a minute at a time. A copy that failed or was cancelled cannot start; the
+/// same command, run again, goes on with what is there: only blocks of files that differ are sent.
 ///
 /// The letters are pg_basebackup's, where both can do the same.
 #[derive(clap::Args, Clone, Debug)]

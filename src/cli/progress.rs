@@ -27,6 +27,23 @@ pub fn bars() -> &'static MultiProgress {
     &BARS
 }
 
+/// Does what takes copies now and then, and shows each of them.
+pub async fn beside<T>(work: impl AsyncFnOnce(Arc<Cell<Progress>>) -> T) -> T {
+    let progress = Arc::new(Cell::<Progress>::default());
+    let shown = Arc::clone(&progress);
+    let showing = tokio::spawn(async move {
+        loop {
+            let mut watch = shown.watch();
+            // It ends with the process.
+            let _ = watch.wait_for(Progress::is_under_way).await;
+            show(Arc::clone(&shown)).await;
+        }
+    });
+    let done = work(progress).await;
+    showing.abort();
+    done
+}
+
 /// Shows the progress until the copy is complete, or until it is dropped.
 pub async fn show(progress: Arc<Cell<Progress>>) {
     if std::io::stderr().is_terminal() {
@@ -47,6 +64,9 @@ async fn draw(progress: &Cell<Progress>) {
     loop {
         tick.tick().await;
         let now = progress.get();
+        if now.phase == Phase::Idle {
+            continue;
+        }
         if now.phase == Phase::Done {
             bar.finish_and_clear();
             eprintln!("base backup: {}", summary(&now, bar.elapsed()));
@@ -76,7 +96,7 @@ async fn print(progress: &Cell<Progress>) {
             eprintln!("base backup: {}", summary(&now, began.elapsed()));
             return;
         }
-        if phase != Some(now.phase) {
+        if now.phase != Phase::Idle && phase != Some(now.phase) {
             (phase, phase_began, printed_at) = (Some(now.phase), Instant::now(), Instant::now());
             eprintln!("base backup: {}", now.phase);
         } else if printed_at.elapsed() >= LINE_EVERY {

@@ -1,7 +1,9 @@
 //! `walship primary` and `walship run`: the sidecar in the foreground.
 
+use std::sync::Arc;
+
 use super::exit::{self, Exit};
-use super::{configuration, privilege, runtime};
+use super::{configuration, privilege, progress, runtime};
 use crate::config::Overrides;
 use crate::daemon;
 use crate::store::NodeRole;
@@ -36,8 +38,8 @@ pub struct PrimaryArgs {
 
 /// Go on in whatever role this node last had: what a service unit starts
 ///
-/// A standby's PostgreSQL is started when it is down; a primary's is the service manager's business. It stays in the
-/// foreground. SIGTERM ends it and leaves PostgreSQL running; SIGHUP reads the certificates anew.
+/// A standby's PostgreSQL is started when it is down; a primary's is the service manager's business. A standby whose copy
+/// is not complete goes on with that first. It stays in the foreground. SIGTERM ends it and leaves PostgreSQL running; SIGHUP reads the certificates anew.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "it was told to end"),
@@ -57,7 +59,7 @@ pub struct RunArgs {
 pub fn primary(args: &PrimaryArgs) -> anyhow::Result<Exit> {
     let config = configuration(&args.overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
-    runtime()?.block_on(daemon::run(config, NodeRole::Primary, args.new_log))?;
+    runtime()?.block_on(daemon::run(config, NodeRole::Primary, args.new_log, Arc::default()))?;
     Ok(Exit::Done)
 }
 
@@ -65,6 +67,6 @@ pub fn primary(args: &PrimaryArgs) -> anyhow::Result<Exit> {
 pub fn resume(args: &RunArgs) -> anyhow::Result<Exit> {
     let config = configuration(&args.overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
-    runtime()?.block_on(daemon::resume(config))?;
+    runtime()?.block_on(progress::beside(|progress| daemon::resume(config, progress)))?;
     Ok(Exit::Done)
 }

@@ -6,19 +6,18 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::fs::{Access, access};
-use tokio::task::JoinHandle;
 
 use super::exit::{self, Exit};
-use super::{privilege, runtime};
+use super::{privilege, progress, runtime};
 use crate::clock::WallTime;
 use crate::config::{Bundle, Config, ConfigError, Overrides, SEARCH_PATH, Size, Template};
-use crate::daemon::{self, Join};
+use crate::daemon::{self, CONNECTIONS, Join, Seed};
 use crate::durable;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
 use crate::restore::tablespace::Mapping;
+use crate::restore::target::{Kind, StandbyPlace};
 use crate::store::NodeRole;
 use crate::tls::{Credentials, Files};
-use crate::vitals::Cell;
 
 /// Where the stores of this host are, one folder a node.
 const SYSTEM_STORE: &str = "/var/lib/walship";
@@ -26,8 +25,8 @@ const SYSTEM_STORE: &str = "/var/lib/walship";
 /// Make this host a standby and follow the primary
 ///
 /// With --join and an empty data directory it takes a base backup over several connections, makes it a standby, starts
-/// PostgreSQL and follows. Run again, it goes on where it was, also within the copy: what is there already is not sent
-/// again. It stays in the foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
+/// PostgreSQL and follows. A link that is cut is waited for. Run again, it goes on where it was, also within the copy:
+/// what is there already is not sent again. It stays in the foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "it was told to end"),
@@ -58,7 +57,7 @@ pub struct Args {
     #[arg(short = 'T', long = "tablespace-mapping", value_name = "OLDDIR=NEWDIR")]
     tablespace_mapping: Vec<Mapping>,
     /// Connections that carry files at once
-    #[arg(short = 'j', long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
+    #[arg(short = 'j', long, value_name = "N", default_value_t = CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
     jobs: u8,
     /// The most bytes of files per second that the base backup takes, such as 20MiB
     #[arg(short = 'r', long, value_name = "SIZE")]
@@ -84,7 +83,7 @@ fn follow(overrides: &Overrides) -> anyhow::Result<()> {
         loaded => loaded.advised(),
     }?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
-    runtime()?.block_on(daemon::run(config, NodeRole::Standby, false))
+    runtime()?.block_on(progress::beside(|progress| daemon::run(config, NodeRole::Standby, false, progress)))
 }
 
 /// Looks whether it may join, and only then makes anything. Root looks, and the owner of the data directory that it
@@ -96,18 +95,17 @@ fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
     let kept = Credentials::load(&files, WallTime::now()).ok();
     let kept = kept.filter(|kept| kept.identity().serial >= bundle.identity.serial);
     let is_kept = kept.is_some();
-    let progress = Arc::new(Cell::default());
     let join = Join {
         addresses: bundle.addresses.iter().map(ToString::to_string).collect(),
         credentials: Arc::new(kept.map_or_else(|| bundle.credentials(), Ok).advised()?),
         system_identifier: bundle.system_identifier,
-        port: args.port,
-        socket_directory: args.socket_directory.clone(),
-        has_own_configuration: config.postgres.start_command.is_some(),
-        tablespaces: args.tablespace_mapping.clone(),
-        connections: usize::from(args.jobs),
-        max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
-        progress: Arc::clone(&progress),
+        seed: Seed {
+            kind: Kind::Copy,
+            place: StandbyPlace { port: args.port, socket_directory: args.socket_directory.clone() },
+            tablespaces: args.tablespace_mapping.clone(),
+            connections: usize::from(args.jobs),
+            max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
+        },
     };
     let found = runtime()?.block_on(daemon::look(&config, &join))?;
     make_folders(&config, new_file.as_ref().map(|(file, _)| file.as_path()))?;
@@ -121,12 +119,7 @@ fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
     if !is_kept {
         bundle.install(&files).advised().context("install the certificate")?;
     }
-    runtime()?.block_on(async {
-        let bar = found.is_some().then(|| tokio::spawn(super::progress::show(progress)));
-        let ended = daemon::join(config, join, found).await;
-        bar.inspect(JoinHandle::abort);
-        ended
-    })
+    runtime()?.block_on(progress::beside(|progress| daemon::join(config, join, found, progress)))
 }
 
 /// When root, makes what the owner of the data directory might not be allowed to.

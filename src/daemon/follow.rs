@@ -14,6 +14,7 @@ use crate::link::message::{Code, Hello, Purpose, Role};
 use crate::link::{Conn, LinkError, Socket, dial, handshake};
 use crate::pg::{Lsn, TimelineId};
 use crate::receive::{self, Diverged, Receiving};
+use crate::store::Log;
 use crate::vitals::Contact;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -22,9 +23,11 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// A stream that lasted for this long was one; the next try follows soon.
 const STREAM_HOLDS_AFTER: Duration = Duration::from_secs(2);
 
-/// Follows whichever node is the primary, until `token` is cancelled. `start` is where an empty store begins.
+/// Follows whichever node is the primary, until `token` is cancelled. `start` is where a copy that is being made begins:
+/// a store that is empty, or does not lead there, begins there, too.
 pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: CancellationToken) {
     let mut delay = RETRY_MIN;
+    let mut was_emptied = false;
     let mut reasons = Reasons::default();
     let mut since = WallTime::now();
     loop {
@@ -43,6 +46,14 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
             (delay, reasons) = (RETRY_MIN, Reasons::default());
         }
         let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
+        let lost = Lost::of(&error).filter(|_| start.is_some() && !was_emptied);
+        if let Some(lost) = lost {
+            match empty(&node, lost, &error).await {
+                Ok(()) => was_emptied = true,
+                Err(error) => tracing::warn!("the store can't be emptied: {error:#}"),
+            }
+            continue;
+        }
         reasons.note(&error);
         let contact = Contact::Trying { since, error: Some(format!("{error:#}")) };
         node.vitals.receive.update(|vitals| vitals.contact = contact);
@@ -52,6 +63,19 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
         }
         delay = (delay * 2).min(RETRY_MAX);
     }
+}
+
+/// Empties the store, which does not lead to where the copy begins.
+async fn empty(node: &Arc<Node>, lost: Lost, reason: &anyhow::Error) -> anyhow::Result<()> {
+    let (log, becomes) = match lost {
+        Lost::Gone => (Log::Remove, "it is removed"),
+        Lost::Diverged => (Log::SetAside, "it is set aside in the store's folder `capsules`"),
+    };
+    tracing::warn!("the log that is here does not lead to where the copy begins ({reason:#}): {becomes}");
+    node.blocking("empty the store", move |node| node.store.reset(log)).await??;
+    // The positions of the log that is gone are nobody's any more.
+    node.vitals.feed.update(|feed| *feed = Default::default());
+    Ok(())
 }
 
 /// Tries each address once; follows the first that is a primary.
@@ -172,6 +196,30 @@ struct Superseded {
     by: String,
 }
 
+/// Why a standby that reaches its primary still can't go on where its log ends: it must be seeded anew.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lost {
+    /// What follows is kept nowhere any more.
+    Gone,
+    /// It holds what the primary never had, or is on another branch.
+    Diverged,
+}
+
+impl Lost {
+    fn of(error: &anyhow::Error) -> Option<Lost> {
+        let code = match Fault::find(error) {
+            Some(LinkError::Rejected(reject)) => Some(reject.code),
+            Some(LinkError::Mismatch(mismatch)) => Some(mismatch.code()),
+            _ => None,
+        };
+        match code {
+            Some(Code::Removed) => Some(Lost::Gone),
+            Some(Code::Diverged | Code::TimelineIdentity) => Some(Lost::Diverged),
+            _ => Fault::find::<Diverged>(error).map(|_| Lost::Diverged),
+        }
+    }
+}
+
 /// Says each reason once while it lasts, at the level that fits it.
 #[derive(Default)]
 struct Reasons(Option<String>);
@@ -183,8 +231,6 @@ impl Reasons {
             Some(LinkError::Rejected(reject)) => Some(reject.code),
             _ => None,
         };
-        let lost = matches!(rejected, Some(Code::Removed | Code::Diverged | Code::TimelineIdentity))
-            || error.downcast_ref::<Diverged>().is_some();
         let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
             || error.downcast_ref::<Superseded>().is_some()
             // The store itself tells of its disk.
@@ -195,7 +241,7 @@ impl Reasons {
         if self.0.replace(key.clone()) == Some(key) {
             return;
         }
-        if lost {
+        if Lost::of(error).is_some() {
             tracing::error!(
                 "this standby can't follow: {reason}; it must be seeded anew (remove its store and data directory, and join again)"
             );

@@ -1,33 +1,23 @@
-//! Joining: from an empty directory to a standby.
-//!
-//! The store follows the primary from the start of the base backup on, while the files are copied; the WAL that the
-//! copy needs comes from the store, so it crosses the link once.
+//! Joining: what a node that is nobody yet finds out before it is seeded.
 
 use std::fmt::Display;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use tokio_util::sync::CancellationToken;
 
 use super::ask::ask;
-use super::follow;
-use super::node::Node;
-use super::postgres::{self, CONFIGURATION_FILE};
+use super::attempts::NoPrimary;
+use super::postgres;
+use super::seed::Seed;
 use crate::config::Config;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
-use crate::feed;
 use crate::link::message::{Answer, Hello, Purpose, Role};
-use crate::link::{Conn, Link, LinkError, Listener, Security, Socket, dial, handshake};
+use crate::link::{LinkError, Listener, Security};
+use crate::pg::SegmentSize;
 use crate::pg::sql::ServerVersion;
-use crate::pg::{SegmentSize, TimelineId};
-use crate::restore::standby::StandbySettings;
-use crate::restore::tablespace::Mapping;
 use crate::restore::target::{self, Kind, Standing};
-use crate::restore::{self, Options, Progress, Report, WalSink, WalSource};
-use crate::store::{Identity, NewStore, RawStep, Store, Visibility};
+use crate::store::{NewStore, State, Store};
 use crate::tls::Credentials;
-use crate::vitals::Cell;
 
 /// What a new standby is told.
 pub struct Join {
@@ -37,20 +27,8 @@ pub struct Join {
     pub credentials: Arc<Credentials>,
     /// The cluster that the bundle is for.
     pub system_identifier: Option<u64>,
-    /// The port of the new PostgreSQL; `None` for the configuration's.
-    pub port: Option<u16>,
-    /// The folder of its socket; `None` for the configuration's.
-    pub socket_directory: Option<PathBuf>,
-    /// Its configuration need not come with the copy.
-    pub has_own_configuration: bool,
-    /// Tablespaces that go elsewhere.
-    pub tablespaces: Vec<Mapping>,
-    /// Connections that carry files.
-    pub connections: usize,
-    /// For all of them together.
-    pub max_rate_bytes_per_second: Option<u64>,
-    /// Where the copy says how far it is.
-    pub progress: Arc<Cell<Progress>>,
+    /// How the copy is to be made.
+    pub seed: Seed,
 }
 
 /// Looks whether this node may join, and changes nothing: what is refused, is refused here. The store that it begins
@@ -59,7 +37,7 @@ pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStor
     let (data_directory, store) = (config.postgres.data_directory.clone(), config.store.clone());
     let expected = join.system_identifier;
     let looked = tokio::task::spawn_blocking(move || {
-        let store = Store::identity_in(&store)?;
+        let store = Store::state_in(&store)?;
         if store.is_some() && Standing::at(&data_directory)?.is_complete_and_of(expected) {
             return anyhow::Ok(None);
         }
@@ -73,7 +51,7 @@ pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStor
     if let Some(version) = version {
         version.require_supported(format!("beside {}", hello.node)).advised()?;
     }
-    if !join.has_own_configuration {
+    if config.postgres.start_command.is_none() {
         if answer.holds_configuration == Some(false) {
             return Err(no_configuration(&format!("a copy of {} would have no postgresql.conf", hello.node)));
         }
@@ -108,16 +86,13 @@ pub async fn open_store(config: &Config, join: &Join, new: NewStore) -> anyhow::
 }
 
 /// Asks at each address who is there. Nothing was changed yet, so what speaks against this node is a refusal.
-async fn ask_primary(
-    config: &Config,
-    join: &Join,
-    store: Option<Identity>,
-) -> anyhow::Result<(Hello, Answer)> {
+async fn ask_primary(config: &Config, join: &Join, store: Option<State>) -> anyhow::Result<(Hello, Answer)> {
     let security = Security::Tls(Arc::clone(&join.credentials));
     let system_identifier = store.as_ref().map(|store| store.system_identifier).or(join.system_identifier);
     let ours = Hello {
         system_identifier,
-        store_uuid: store.map(|store| store.store_uuid),
+        store_uuid: store.as_ref().map(|store| store.store_uuid.clone()),
+        former_store_uuids: store.map(|store| store.former_store_uuids).unwrap_or_default(),
         advertise: Some(config.advertise.to_string()),
         ..Hello::of_stranger(config.name.clone(), Role::Standby, Purpose::Ask)
     };
@@ -141,7 +116,7 @@ fn refusal(error: &anyhow::Error) -> Option<&LinkError> {
 }
 
 /// What each address had to say. A refusal says more than silence, and brings its own hint.
-fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
+pub fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
     let refused = failures.iter().find_map(|(address, error)| Some((address, refusal(error)?)));
     if let Some((address, refusal)) = refused {
         let said = anyhow::anyhow!("{address}: {refusal}");
@@ -153,104 +128,5 @@ fn no_primary(failures: &[(impl Display, anyhow::Error)]) -> anyhow::Error {
     let hint = "Is `walship primary` running there, and can this host reach it? `advertise` in its walship.toml is the \
                 address in the bundle.";
     let told: Vec<String> = failures.iter().map(|(address, error)| format!("{address}: {error:#}")).collect();
-    Fault::advise(anyhow::anyhow!("no primary answers ({})", told.join("; ")), hint)
-}
-
-/// Copies the data directory, following the primary at the same time.
-pub async fn copy(node: &Arc<Node>, join: &Join) -> anyhow::Result<Report> {
-    let options = Options {
-        target: node.config.postgres.data_directory.clone(),
-        kind: Kind::Copy,
-        label: format!("walship standby {}", node.config.name),
-        fast_checkpoint: true,
-        max_rate_bytes_per_second: join.max_rate_bytes_per_second,
-        compression: Some(crate::store::COMPRESSION_LEVEL),
-        connections: join.connections,
-        tablespaces: join.tablespaces.clone(),
-        standby: Some(StandbySettings {
-            primary_conninfo: feed::primary_conninfo(&node.config.feed_folder()),
-            is_fed: true,
-            port: join.port,
-            socket_directory: join.socket_directory.clone(),
-            others: Vec::new(),
-        }),
-    };
-    let following = node.token.child_token();
-    let connect = |purpose| connect(node, purpose);
-    let wal = wal_source(Arc::clone(node), following.clone());
-    let copied = restore::take_backup(options, connect, Some(wal), Arc::clone(&join.progress)).await;
-    following.cancel();
-    let report = copied?;
-    let configuration = node.config.postgres.data_directory.join(CONFIGURATION_FILE);
-    if !join.has_own_configuration && !configuration.exists() {
-        return Err(Fault::usage(
-            "the copy is complete, but it came without postgresql.conf",
-            "Set start_command in walship.toml, as in \"pg_ctl start -D PGDATA -o '-c config_file=FOLDER/postgresql.conf'\", \
-             and go on with `walship run`.",
-        ));
-    }
-    Ok(report)
-}
-
-/// A connection to the primary for a part of the backup.
-async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Socket>> {
-    let mut failures = Vec::new();
-    for address in follow::addresses(node) {
-        let tried = async {
-            let Link { mut conn, identity, .. } = dial::dial(&address, &node.security()).await?;
-            let hello = handshake::greet(&mut conn, &node.hello(purpose), identity.as_ref()).await?;
-            anyhow::ensure!(hello.role == Role::Primary, "{} is {}", hello.node, hello.role.name());
-            Ok(conn)
-        };
-        match tried.await {
-            Ok(conn) => return Ok(conn),
-            Err(error) => failures.push((address, error)),
-        }
-    }
-    Err(no_primary(&failures))
-}
-
-/// Follows the primary into the store from the start of the backup on, and hands the same WAL to the copy.
-fn wal_source(node: Arc<Node>, following: CancellationToken) -> WalSource {
-    Box::new(move |sink| {
-        Box::pin(async move {
-            let start = (sink.timeline, sink.start_lsn);
-            let follower = follow::run(Arc::clone(&node), Some(start), following);
-            // The copy ends both when it has enough; until then neither ends but by an error.
-            tokio::select! {
-                () = follower => anyhow::bail!("the node is stopping"),
-                result = hand_on(&node.store, &sink) => result,
-            }
-        })
-    })
-}
-
-async fn hand_on(store: &Store, sink: &WalSink) -> anyhow::Result<()> {
-    let mut positions = store.positions();
-    positions
-        .wait_for(|at| at.timeline >= Some(sink.timeline) && at.durable > sink.start_lsn)
-        .await
-        .context("the store was closed")?;
-    if sink.timeline > TimelineId::FIRST {
-        let (from, timeline) = (store.clone(), sink.timeline);
-        let read = tokio::task::spawn_blocking(move || from.history(timeline));
-        let history =
-            read.await.context("read the history")??.context("the timeline's history is not here")?;
-        sink.write_history(sink.timeline, history).await?;
-    }
-    let mut cursor = store.raw_cursor(sink.timeline, sink.start_lsn, Visibility::Durable)?;
-    loop {
-        positions.mark_unchanged();
-        let read = tokio::task::spawn_blocking(move || {
-            let step = cursor.next();
-            (cursor, step)
-        });
-        let step;
-        (cursor, step) = read.await.context("read the store")?;
-        match step? {
-            RawStep::Bytes { start, data } => sink.write(start, data).await?,
-            RawStep::AtEnd => positions.changed().await.context("the store was closed")?,
-            RawStep::Switched { .. } => anyhow::bail!("the primary changed during the copy: run it again"),
-        }
-    }
+    Fault::advise(NoPrimary { told: told.join("; ") }, hint)
 }

@@ -5,6 +5,7 @@
 //! same serial with another store is a bundle used twice, and a newer one replaces the node. Standbys keep what the
 //! primary passes on.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::link::message::{self, Code, Hello, Reject, Role};
 use crate::pg::Lsn;
 use crate::store::{Member, MemberRole, NodeRole, Store};
 use crate::tls::Identity;
+use crate::vitals::DownstreamVitals;
 
 /// How often the list is made anew for those who follow.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
@@ -33,7 +35,9 @@ pub fn admit(store: &Store, hello: &Hello, identity: Option<&Identity>) -> Resul
     let Some(identity) = identity.filter(|_| joins || hello.store_uuid.is_some()) else { return Ok(()) };
     let state = store.state();
     let Some(known) = state.member(&hello.node) else { return Ok(()) };
-    let same_store = hello.store_uuid.as_ref() == Some(&known.store_uuid);
+    // A store that was emptied for a new copy is the same node's.
+    let same_store = hello.store_uuid.as_ref() == Some(&known.store_uuid)
+        || hello.former_store_uuids.contains(&known.store_uuid);
     let reject = |message: String| {
         let hint =
             format!("On the primary run `walship invite {}` and join with the new bundle.", hello.node);
@@ -108,9 +112,17 @@ pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
 /// Whether someone told a first position: until it is on disk, a restart would forget that WAL is held for it.
 fn is_news(node: &Node) -> bool {
     let downstreams = node.vitals.downstreams.get();
-    let told =
-        |member: &Member| downstreams.get(&member.name).is_some_and(|heard| heard.flushed_lsn.is_valid());
+    let told = |member: &Member| heard(&downstreams, member).is_some();
     node.store.state().members.iter().any(|member| !member.flushed_lsn.is_valid() && told(member))
+}
+
+/// What a member said of where it is: of the store that it has now, not of one that it had before.
+pub fn heard<'a>(
+    downstreams: &'a BTreeMap<String, DownstreamVitals>,
+    member: &Member,
+) -> Option<&'a DownstreamVitals> {
+    let heard = downstreams.get(&member.name)?;
+    (heard.flushed_lsn.is_valid() && heard.store_uuid.as_ref() == Some(&member.store_uuid)).then_some(heard)
 }
 
 /// Puts what the downstreams said into the state.
@@ -119,7 +131,7 @@ pub fn note_positions(node: &Node) -> anyhow::Result<()> {
     let start = node.store.positions().borrow().start;
     node.store.update_state(|state| {
         for member in &mut state.members {
-            if let Some(heard) = downstreams.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid()) {
+            if let Some(heard) = heard(&downstreams, member) {
                 member.timeline = heard.timeline;
                 member.flushed_lsn = heard.flushed_lsn;
                 member.restartpoint_lsn = heard.restartpoint_lsn;
@@ -144,12 +156,12 @@ fn publish(node: &Node) {
         last_seen: Some(WallTime::now()),
         alarms: status::alarms(node),
     };
-    let heard = node.vitals.downstreams.get();
+    let downstreams = node.vitals.downstreams.get();
     let newer = node.superseded_by();
     let mut others = node.store.state().members;
     others.sort_by(|one, two| one.name.cmp(&two.name));
     let others = others.into_iter().filter(|member| member.name != node.config.name).map(|member| {
-        let live = heard.get(&member.name).filter(|heard| heard.flushed_lsn.is_valid());
+        let live = heard(&downstreams, &member);
         let positions = live.and_then(|live| {
             Some(message::Positions {
                 timeline: live.timeline?,

@@ -6,6 +6,7 @@
 mod accept;
 mod ack;
 mod ask;
+mod attempts;
 pub mod control;
 mod epochs;
 mod follow;
@@ -21,6 +22,7 @@ pub mod remote_copy;
 mod request;
 mod retention;
 mod samples;
+mod seed;
 mod setting;
 mod signals;
 mod standby;
@@ -28,6 +30,7 @@ mod status;
 mod trouble;
 mod wait;
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,11 +44,15 @@ use crate::fault::{Advised, Fault, WithFault};
 use crate::pg::control::{CONTROL_FILE, ControlFile};
 use crate::pg::sql::Sql;
 use crate::pg::version;
+use crate::restore::Progress;
+use crate::restore::target::{self, Marker, Standing};
 use crate::store::{NewStore, NodeRole, Store, StoreError};
+use crate::vitals::Cell;
 
 pub use join::{Join, look};
 use node::Node;
 pub use node::conninfo;
+pub use seed::{CONNECTIONS, Seed};
 
 /// What still runs when the process ends is given so long.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -54,7 +61,16 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const PROMOTIONS_WAITING_MAX: usize = 8;
 
 /// Runs the node as its role has it, until it is told to stop; a primary's log begins anew where that is asked for.
-pub async fn run(config: Config, role: NodeRole, new_log: bool) -> anyhow::Result<()> {
+/// `progress` shows the copies that it takes.
+pub async fn run(
+    config: Config,
+    role: NodeRole,
+    new_log: bool,
+    progress: Arc<Cell<Progress>>,
+) -> anyhow::Result<()> {
+    if let (NodeRole::Standby, Standing::Incomplete(marker)) = (role, standing(&config).await?) {
+        return go_on(config, &marker, progress).await;
+    }
     let data_directory = config.postgres.data_directory.clone();
     let checked = tokio::task::spawn_blocking(move || check_role(&data_directory, role));
     checked.await.context("look at the data directory")??;
@@ -66,7 +82,40 @@ pub async fn run(config: Config, role: NodeRole, new_log: bool) -> anyhow::Resul
         let forgetting = store.clone();
         tokio::task::spawn_blocking(move || forgetting.forget_log()).await.context("forget the log")??;
     }
-    serve(config, store, Life::of(role)).await
+    serve(config, store, Life::of(role), progress).await
+}
+
+/// What stands in the data directory.
+async fn standing(config: &Config) -> anyhow::Result<Standing> {
+    let data_directory = config.postgres.data_directory.clone();
+    let looked = tokio::task::spawn_blocking(move || {
+        target::settle(&data_directory)?;
+        Standing::at(&data_directory)
+    });
+    Ok(looked.await.context("look at the data directory")??)
+}
+
+/// Goes on with a copy that was cut off, as it was begun.
+async fn go_on(config: Config, marker: &Marker, progress: Arc<Cell<Progress>>) -> anyhow::Result<()> {
+    let data_directory = config.postgres.data_directory.display().to_string();
+    let refuse = |what: String| {
+        Err(Fault::refused(
+            format!("{data_directory} holds a copy that was cut off, {what}"),
+            "Complete it with the command that began it, or remove it.",
+        ))
+    };
+    let Some(seed) = Seed::resumed(marker) else {
+        return refuse("which was to be no standby of walship's".to_owned());
+    };
+    let folder = config.store.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&folder));
+    let store = opened.await.context("open the store")?.map_err(|error| explain(error.into()))?;
+    let ours = store.identity().system_identifier;
+    if marker.system_identifier != ours.to_string() {
+        return refuse(format!("of cluster {}, and the store is of {ours}", marker.system_identifier));
+    }
+    tracing::info!("the data directory is not complete: going on with the copy");
+    serve(config, store, Life::Seeding(seed), progress).await
 }
 
 /// Refuses a role that PostgreSQL does not have: a store with two histories helps nobody. PostgreSQL itself removes
@@ -92,14 +141,17 @@ fn is_standby(data_directory: &Path) -> bool {
     data_directory.join("standby.signal").exists() && data_directory.join(CONTROL_FILE).exists()
 }
 
-/// Runs whatever role the node had last.
-pub async fn resume(config: Config) -> anyhow::Result<()> {
+/// Runs whatever role the node had last, or goes on with what it was becoming.
+pub async fn resume(config: Config, progress: Arc<Cell<Progress>>) -> anyhow::Result<()> {
     let folder = config.store.clone();
     if !Store::exists(&folder) {
         return Err(Fault::usage(
             format!("this node has no role yet: {} holds no store", folder.display()),
             "Start it as what it is: `walship primary`, or `walship standby --join FILE`.",
         ));
+    }
+    if let Standing::Incomplete(marker) = standing(&config).await? {
+        return go_on(config, &marker, progress).await;
     }
     let store = open_store(&config).await?;
     let state = store.state();
@@ -123,15 +175,20 @@ pub async fn resume(config: Config) -> anyhow::Result<()> {
             role = NodeRole::Primary;
         }
     }
-    serve(config, store, Life::of(role)).await
+    serve(config, store, Life::of(role), progress).await
 }
 
 /// Makes this node a standby: a base backup into an empty data directory, then a standby's life. Where the copy is
 /// complete already it goes on. `found` is what [`look`] found.
-pub async fn join(config: Config, join: Join, found: Option<NewStore>) -> anyhow::Result<()> {
-    let Some(new) = found else { return resume(config).await };
+pub async fn join(
+    config: Config,
+    join: Join,
+    found: Option<NewStore>,
+    progress: Arc<Cell<Progress>>,
+) -> anyhow::Result<()> {
+    let Some(new) = found else { return resume(config, progress).await };
     let store = join::open_store(&config, &join, new).await?;
-    serve(config, store, Life::Joining(join)).await
+    serve(config, store, Life::Seeding(join.seed), progress).await
 }
 
 async fn is_primary(config: &Config) -> bool {
@@ -197,7 +254,7 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
 enum Life {
     Primary,
     Standby,
-    Joining(Join),
+    Seeding(Seed),
 }
 
 impl Life {
@@ -211,17 +268,22 @@ impl Life {
     fn role(&self) -> NodeRole {
         match self {
             Life::Primary => NodeRole::Primary,
-            Life::Standby | Life::Joining(_) => NodeRole::Standby,
+            Life::Standby | Life::Seeding(_) => NodeRole::Standby,
         }
     }
 }
 
 /// Listens, and lives.
-async fn serve(config: Config, store: Store, life: Life) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    store: Store,
+    life: Life,
+    progress: Arc<Cell<Progress>>,
+) -> anyhow::Result<()> {
     let role = life.role();
     let (promotions, mut requests) = mpsc::channel(PROMOTIONS_WAITING_MAX);
     let made = tokio::task::spawn_blocking(move || {
-        let node = Node::new(config, store, role, promotions)?;
+        let node = Node::new(config, store, role, promotions, progress)?;
         samples::restore(node.store.folder(), &node.vitals.samples);
         members::restore(&node);
         anyhow::Ok(node)
@@ -261,12 +323,11 @@ async fn live(
     life: Life,
     requests: &mut mpsc::Receiver<request::Request>,
 ) -> anyhow::Result<()> {
-    if let Life::Joining(join) = &life {
-        let report = join::copy(node, join).await?;
-        tracing::info!(files = report.files, bytes = report.bytes, start = %report.start_lsn, end = %report.stop_lsn,
-            "the base backup is complete");
-        for bad in &report.bad_pages {
-            tracing::error!(path = %bad.path.display(), pages = bad.count, "pages have wrong checksums on the primary");
+    if let Life::Seeding(seed) = &life {
+        // Cancel-safe: a request is refused as soon as it is taken.
+        tokio::select! {
+            seeded = seed::run(node, seed) => seeded?,
+            never = refuse_promotions(node, requests) => match never {},
         }
         failpoint::hit("join-copied");
     }
@@ -281,4 +342,17 @@ async fn live(
         request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
     }
     primary::run(Arc::clone(node)).await
+}
+
+/// A data directory that is not complete cannot become a primary's.
+async fn refuse_promotions(node: &Node, requests: &mut mpsc::Receiver<request::Request>) -> Infallible {
+    loop {
+        let Some(request) = requests.recv().await else { return std::future::pending().await };
+        let refusal = Fault::refused(
+            format!("{} is being seeded: its data directory is not complete", node.config.name),
+            "Promote another standby, or wait until `walship status` shows no copy here any more.",
+        );
+        // Whoever asked may have gone.
+        let _ = request.done.send(Err(refusal));
+    }
 }

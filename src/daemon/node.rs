@@ -18,10 +18,11 @@ use crate::link::message::{self, Hello, Positions, Purpose, Role};
 use crate::link::{PROTOCOL, Security};
 use crate::pg::sql::sync::SyncSetting;
 use crate::pg::{Conninfo, Lsn};
+use crate::restore::Progress;
 use crate::ship::wire_identity;
 use crate::store::{NodeRole, Store};
 use crate::tls::{Credentials, Files, for_postgres};
-use crate::vitals::Vitals;
+use crate::vitals::{Cell, Vitals};
 
 /// A node of the cluster, as this process runs it.
 pub struct Node {
@@ -47,6 +48,8 @@ pub struct Node {
     pub setting: watch::Sender<Option<SyncSetting>>,
     /// The newest promotion of another node that this one was told of: its epoch and its name.
     pub newer_primary: watch::Sender<Option<(u64, String)>>,
+    /// How far the copy is that this node takes of the primary's data directory.
+    pub progress: Arc<Cell<Progress>>,
     /// Requests for a promotion; carried out one at a time.
     pub promotions: mpsc::Sender<Request>,
     /// Asks the local standby's walreceiver how far it is.
@@ -67,6 +70,7 @@ impl Node {
         store: Store,
         role: NodeRole,
         promotions: mpsc::Sender<Request>,
+        progress: Arc<Cell<Progress>>,
     ) -> anyhow::Result<Arc<Node>> {
         let vitals = Arc::new(Vitals::default());
         let credentials = load_credentials(&config)?;
@@ -80,6 +84,7 @@ impl Node {
             setting: watch::Sender::new(None),
             tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(None),
+            progress,
             promotions,
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),
@@ -140,6 +145,7 @@ impl Node {
             role: self.link_role(),
             system_identifier: Some(identity.system_identifier),
             store_uuid: Some(identity.store_uuid.clone()),
+            former_store_uuids: state.former_store_uuids,
             promised_epoch: state.promised_epoch,
             committed_epoch: state.committed_epoch,
             timelines: state.timelines.iter().map(wire_identity).collect(),

@@ -5,12 +5,14 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::attempts::{NoPrimary, until_copied};
 use crate::clock::WallTime;
 use crate::config::Bundle;
 use crate::fault::{Advised, Fault, WithFault};
@@ -24,6 +26,9 @@ use crate::restore::{Options, Progress, Report, WalSink, WalSource, take_backup}
 use crate::store::FrameDecoder;
 use crate::tls::{Credentials, Files};
 use crate::vitals::Cell;
+
+/// How long a person, or a script, waits for a source that went away.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a copy may come from, and who asks for it.
 #[derive(Clone, Debug)]
@@ -70,12 +75,20 @@ pub async fn look(remote: &Remote) -> anyhow::Result<()> {
     Source::find(remote.clone()).await.map(drop)
 }
 
-/// Copies the cluster that a sidecar elsewhere serves.
+/// Copies the cluster that a sidecar elsewhere serves. Once it was reached, a link that is cut is waited for a while.
 pub async fn copy(remote: Remote, options: Options, progress: Arc<Cell<Progress>>) -> anyhow::Result<Report> {
-    let source = Arc::new(Source::find(remote).await?);
-    let connect = |purpose| source.connect(purpose);
-    let wal = source.remote.with_wal.then(|| wal_source(Arc::clone(&source)));
-    take_backup(options, connect, wal, progress).await
+    let mut first = Some(Source::find(remote.clone()).await?);
+    until_copied(Some(PATIENCE), &progress, async || {
+        let source = match first.take() {
+            Some(source) => source,
+            None => Source::find(remote.clone()).await?,
+        };
+        let source = Arc::new(source);
+        let connect = |purpose| source.connect(purpose);
+        let wal = source.remote.with_wal.then(|| wal_source(Arc::clone(&source)));
+        take_backup(options.clone(), connect, wal, Arc::clone(&progress)).await
+    })
+    .await
 }
 
 /// The one sidecar that all connections of a copy go to.
@@ -110,8 +123,7 @@ impl Source {
             return Err(failures.pop().context("there is no address to copy from")?);
         }
         let told: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
-        Err(anyhow::anyhow!("no primary answers ({})", told.join("; ")))
-            .hint("Name the primary's address with --from.")
+        Err(NoPrimary { told: told.join("; ") }).hint("Name the primary's address with --from.")
     }
 
     async fn connect(&self, purpose: Purpose) -> anyhow::Result<Conn<Socket>> {

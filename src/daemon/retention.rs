@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::members;
 use super::node::Node;
 use super::trouble;
 use crate::fault::Fault;
@@ -79,20 +80,25 @@ pub fn holds(node: &Node) -> Vec<Hold> {
     let hold = |holder: &str, lsn: Lsn, may_be_let_go| Hold { holder: holder.to_owned(), lsn, may_be_let_go };
     let state = node.store.state();
     let heard = node.vitals.downstreams.get();
+    let backups = node.vitals.backups.get();
+    let is_seeded = |name: &str| backups.values().any(|backup| backup.client == name);
     let mut holds = Vec::new();
     // A primary has what it wrote, and one that was superseded comes back as a copy: nobody keeps WAL for them.
     let others = state.members.iter().filter(|m| m.name != node.config.name && m.role == MemberRole::Standby);
     for member in others.filter(|member| !member.let_go) {
-        let live = heard.get(&member.name).filter(|live| live.flushed_lsn.is_valid());
+        let live = members::heard(&heard, member);
         let (flushed, restart) = live.map_or((member.flushed_lsn, member.restartpoint_lsn), |live| {
             (live.flushed_lsn, live.restartpoint_lsn)
         });
-        holds.push(hold(&member.name, need(flushed), true));
+        // One that takes its base backup now needs what that needs.
+        if flushed.is_valid() || !is_seeded(&member.name) {
+            holds.push(hold(&member.name, need(flushed), true));
+        }
         // It has the WAL from there to its position in its own store: when room is short, this goes first.
         let restartpoint = format!("{}'s restartpoint", member.name);
         holds.extend(restart.is_valid().then(|| hold(&restartpoint, restart, true)));
     }
-    for backup in node.vitals.backups.get().into_values().filter(|backup| backup.start_lsn.is_valid()) {
+    for backup in backups.into_values().filter(|backup| backup.start_lsn.is_valid()) {
         holds.push(hold(&format!("base backup by {}", backup.client), backup.start_lsn, false));
     }
     if node.role() == NodeRole::Standby {

@@ -65,6 +65,7 @@ pub fn of(node: &Node) -> Status {
             .collect(),
         members: node.members.borrow().iter().map(member_of).collect(),
         commits: ack::report(node),
+        seeding: seeding(node),
         certificate: Some(Certificate { expires: expiry(node) }),
         alarms: [own_alarms(node), alarms_of_upstream(node)].concat(),
         warnings,
@@ -111,6 +112,18 @@ fn alarms_of_upstream(node: &Node) -> Vec<String> {
         member.alarms.iter().map(named).collect::<Vec<_>>()
     };
     members.iter().filter(|member| member.name == upstream.upstream).flat_map(of).collect()
+}
+
+fn seeding(node: &Node) -> Option<report::Seeding> {
+    let progress = node.progress.get();
+    progress.is_under_way().then(|| report::Seeding {
+        phase: progress.phase.to_string(),
+        done_bytes: progress.done_bytes,
+        equal_bytes: progress.equal_bytes,
+        total_bytes: progress.total_bytes,
+        wire_bytes: progress.wire_bytes,
+        attempts: progress.attempts,
+    })
 }
 
 fn expiry(node: &Node) -> WallTime {

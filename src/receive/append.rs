@@ -19,16 +19,37 @@ pub enum Work {
     Timeline(Timeline),
 }
 
-/// This node's log went past the point where the new primary's timeline begins.
+/// This node's log does not lead to the upstream's.
 #[derive(Debug, thiserror::Error)]
-#[error("this node has WAL up to {end} of timeline {timeline}, but the new primary left it at {switch_lsn}")]
-pub struct Diverged {
-    /// The timeline that was left.
-    pub timeline: TimelineId,
-    /// Where this node's WAL of it ends.
-    pub end: Lsn,
-    /// Where the new timeline begins.
-    pub switch_lsn: Lsn,
+pub enum Diverged {
+    /// It went past the point where the new primary's timeline begins.
+    #[error(
+        "this node has WAL up to {end} of timeline {timeline}, but the new primary left it at {switch_lsn}"
+    )]
+    Past {
+        /// The timeline that was left.
+        timeline: TimelineId,
+        /// Where this node's WAL of it ends.
+        end: Lsn,
+        /// Where the new timeline begins.
+        switch_lsn: Lsn,
+    },
+    /// It is on another branch, or there is a timeline between that is nowhere to be had.
+    #[error("timeline {timeline} does not continue this node's timeline {current}, which ends at {end}")]
+    Apart {
+        /// The upstream's timeline.
+        timeline: TimelineId,
+        /// This node's.
+        current: TimelineId,
+        /// Where this node's WAL of it ends.
+        end: Lsn,
+    },
+    /// The same number means another timeline there.
+    #[error("the upstream's timeline {timeline} is another one than this node's")]
+    Other {
+        /// The number.
+        timeline: TimelineId,
+    },
 }
 
 impl Work {
@@ -80,23 +101,22 @@ fn enter(writer: &mut Writer, start: Lsn, timeline: Timeline, vitals: &Vitals) -
     };
     if current == number {
         let known = writer.store().state().identity_of(number).cloned();
-        anyhow::ensure!(
-            known.as_ref() == Some(&identity),
-            "the upstream's timeline {number} is another one than this node's: {identity:?}, not {known:?}"
-        );
+        if known.as_ref() != Some(&identity) {
+            tracing::debug!("{identity:?} came, and here it is {known:?}");
+            return Err(Diverged::Other { timeline: number }.into());
+        }
         return Ok(());
     }
     let switch_lsn = identity.switch_lsn();
     let continues = number > current && identity.parent.is_some_and(|(parent, _)| parent == current);
-    anyhow::ensure!(
-        continues && end >= switch_lsn,
-        "timeline {number} does not continue this node's timeline {current}, which ends at {end}"
-    );
+    if !continues || end < switch_lsn {
+        return Err(Diverged::Apart { timeline: number, current, end }.into());
+    }
     let fits = end == switch_lsn
         || postgres_is_below(vitals, switch_lsn)
         || no_record_ends_past(writer, current, switch_lsn)?;
     if !fits {
-        return Err(Diverged { timeline: current, end, switch_lsn }.into());
+        return Err(Diverged::Past { timeline: current, end, switch_lsn }.into());
     }
     writer.end_timeline(switch_lsn).context("end the old timeline")?;
     writer.begin_timeline(identity, history, size.start_of(switch_lsn)).context("begin the new timeline")?;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     Ancestor, Backup, Certificate, Commits, Downstream, Feed, Member, Node, PrimaryEnd, Progress, Role,
-    Status, StoreFacts, Traffic, Upstream, samples,
+    Seeding, Status, StoreFacts, Traffic, Upstream, samples,
 };
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
@@ -23,6 +23,8 @@ pub struct About {
     pub members: Vec<Member>,
     /// What commits wait for.
     pub commits: Option<Commits>,
+    /// The copy that is being taken.
+    pub seeding: Option<Seeding>,
     /// This node's certificate.
     pub certificate: Option<Certificate>,
     /// What the daemon found that a person must act on now.
@@ -43,6 +45,7 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
         feed: standby.then(|| now.feed(vitals.feed.get())),
         downstreams: now.downstreams(vitals),
         backups: backups(vitals),
+        seeding: about.seeding,
         node: about.node,
         store: about.store,
         members: about.members,
@@ -209,6 +212,7 @@ mod tests {
             },
             ancestors: Vec::new(),
             members: Vec::new(),
+            seeding: None,
             commits: None,
             certificate: None,
             alarms: Vec::new(),

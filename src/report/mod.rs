@@ -48,6 +48,8 @@ pub struct Status {
     pub members: Vec<Member>,
     /// Base backups that are running here.
     pub backups: Vec<Backup>,
+    /// The copy of the primary that this node is being made of; `None` when it is whole.
+    pub seeding: Option<Seeding>,
     /// What commits wait for; `None` before a policy is known here.
     pub commits: Option<Commits>,
     /// This node's certificate, when it has one.
@@ -253,6 +255,23 @@ pub struct Backup {
     pub equal_bytes: u64,
     /// Bytes to read.
     pub total_bytes: u64,
+}
+
+/// A data directory that is being made, or made whole.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seeding {
+    /// What is being done, in words.
+    pub phase: String,
+    /// Bytes of files that are as at the source.
+    pub done_bytes: u64,
+    /// Those of them that were here already.
+    pub equal_bytes: u64,
+    /// Bytes of files in all; zero when not yet known.
+    pub total_bytes: u64,
+    /// Bytes that came over the wire for the others.
+    pub wire_bytes: u64,
+    /// How often it was begun.
+    pub attempts: u32,
 }
 
 /// A node's own certificate.

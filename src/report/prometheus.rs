@@ -21,6 +21,7 @@ pub fn status(status: &Status) -> String {
     lag_metrics(&mut page, &lag::of(status).standbys);
     traffic(&mut page, status);
     backups(&mut page, status);
+    seeding(&mut page, status);
     page.text
 }
 
@@ -175,6 +176,19 @@ fn traffic(page: &mut Page, status: &Status) {
     let (raw, wire) = (upstream(|traffic| traffic.raw_bytes), upstream(|traffic| traffic.wire_bytes));
     page.counter("walship_received_raw_bytes_total", "WAL received, decompressed.", raw);
     page.counter("walship_received_wire_bytes_total", "WAL received, as it came over the wire.", wire);
+}
+
+fn seeding(page: &mut Page, status: &Status) {
+    let Some(seeding) = &status.seeding else { return };
+    let bytes = [
+        ("done", seeding.done_bytes),
+        ("equal", seeding.equal_bytes),
+        ("total", seeding.total_bytes),
+        ("wire", seeding.wire_bytes),
+    ];
+    let bytes = bytes.map(|(what, bytes)| (vec![("what", what.to_owned())], Some(bytes as f64)));
+    let help = "The copy that this node is being made of; absent when it is whole.";
+    page.gauge("walship_seeding_bytes", help, bytes);
 }
 
 fn backups(page: &mut Page, status: &Status) {

@@ -10,7 +10,7 @@ pub use commits::commits;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};
-use super::{Role, Status, Traffic, units, warnings};
+use super::{Role, Seeding, Status, Traffic, units, warnings};
 use crate::clock::WallTime;
 use crate::pg::Lsn;
 use crate::vitals::Contact;
@@ -112,11 +112,30 @@ fn heading(status: &Status) -> String {
     )
 }
 
+/// How far the copy is that this node is being made of.
+fn seeding_in_words(seeding: &Seeding) -> String {
+    let mut text = seeding.phase.clone();
+    if seeding.total_bytes > 0 {
+        let (done, total) = (units::size(seeding.done_bytes), units::size(seeding.total_bytes));
+        let _ = write!(text, ", {done} of {total}");
+    }
+    if seeding.equal_bytes > 0 {
+        let _ = write!(text, ", {} of them here already", units::size(seeding.equal_bytes));
+    }
+    if seeding.attempts > 1 {
+        let _ = write!(text, "; attempt {}", seeding.attempts);
+    }
+    text
+}
+
 /// What this node has, line by line.
 fn facts(status: &Status) -> Grid {
     let mut grid = Grid::headless();
     let mut fact = |name: &str, value: String| grid.row(vec![name.to_owned(), value]);
     fact("primary", primary(status));
+    if let Some(seeding) = &status.seeding {
+        fact("seeding", seeding_in_words(seeding));
+    }
     if let Some(feed) = &status.feed {
         let replayed = position(feed.replayed);
         fact("feed", format!("replayed {replayed}, {}", connection(&feed.contact, status.taken_at)));

@@ -127,7 +127,10 @@ where
         target::require_free(&target, kind, None)
     });
     looked.await??;
-    progress.update(|progress| *progress = Progress::default());
+    progress.update(|progress| {
+        let attempts = progress.attempts + 1;
+        *progress = Progress { phase: Phase::Connecting, attempts, ..Progress::default() };
+    });
     let start = BackupStart {
         label: options.label.clone(),
         fast_checkpoint: options.fast_checkpoint,

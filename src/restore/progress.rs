@@ -23,13 +23,24 @@ pub struct Progress {
     pub wire_bytes: u64,
     /// Bytes of WAL written.
     pub wal_bytes: u64,
+    /// How often it was begun; what is counted above is of the last time.
+    pub attempts: u32,
+}
+
+impl Progress {
+    /// True while a copy is being made.
+    pub fn is_under_way(&self) -> bool {
+        !matches!(self.phase, Phase::Idle | Phase::Done)
+    }
 }
 
 /// The stretches of a restore.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub enum Phase {
-    /// Reaching the source.
+    /// Nothing is copied.
     #[default]
+    Idle,
+    /// Reaching the source.
     Connecting,
     /// The source's PostgreSQL makes its checkpoint.
     WaitingForCheckpoint,
@@ -64,6 +75,7 @@ impl Phase {
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Phase::Idle => "nothing is copied",
             Phase::Connecting => "connecting",
             Phase::WaitingForCheckpoint => "waiting for the checkpoint",
             Phase::Planning => "looking for files",

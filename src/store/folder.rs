@@ -56,6 +56,14 @@ fn parse_segment_name(name: &str, size: SegmentSize) -> Option<(Key, Form)> {
     Some((size.parse_file_name(stem)?, form))
 }
 
+/// Whether a file in the folder belongs to the log: a segment, whole or not, or a history.
+pub(super) fn is_log_file(name: &str, size: SegmentSize) -> bool {
+    let stem = name.strip_suffix(".history");
+    let is_history =
+        stem.is_some_and(|stem| stem.len() == 8 && stem.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    is_history || parse_segment_name(name, size).is_some()
+}
+
 /// Takes the lock of a store; it is held as long as the file is open, and gone with the process.
 pub(super) fn lock(folder: &Path) -> Result<File, StoreError> {
     let path = folder.join(LOCK_FILE);

@@ -67,6 +67,10 @@ impl Index {
         self.segments.remove(&key)
     }
 
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+    }
+
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&Key, &Segment)> {
         self.segments.iter()
     }

@@ -21,6 +21,7 @@ mod folder;
 mod index;
 mod open_segment;
 mod recovery;
+mod reset;
 mod retention;
 mod seal;
 mod state;
@@ -45,6 +46,7 @@ pub use codec::{COMPRESSION_LEVEL, FRAME_BYTES, FrameDecoder};
 pub use cursor::{Chunk, Cursor, OpenFrame, RawCursor, RawStep, Step, Visibility};
 pub use error::StoreError;
 pub use index::Mark;
+pub use reset::Log;
 pub use retention::{Hold, Retention};
 pub use state::{Configured, Member, MemberRole, NodeRole, State};
 pub use timeline::{Branch, TimelineIdentity};
@@ -62,7 +64,7 @@ pub struct NewStore {
     pub segment_size: SegmentSize,
 }
 
-/// What a store is, for good.
+/// What a store is, until it is emptied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Made at random with the store: a wiped node is a new node.
@@ -104,7 +106,7 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     folder: PathBuf,
-    identity: Identity,
+    identity: Mutex<Arc<Identity>>,
     index: Mutex<Index>,
     state: Mutex<State>,
     /// Held while the state is written, so that readers of the state never wait for the disk.
@@ -170,7 +172,7 @@ impl Store {
         let policy = watch::Sender::new(state.policy.clone());
         Store(Arc::new(Inner {
             folder: folder.to_owned(),
-            identity,
+            identity: Mutex::new(Arc::new(identity)),
             index: Mutex::new(index),
             state: Mutex::new(state),
             state_writer: Mutex::new(()),
@@ -185,8 +187,8 @@ impl Store {
     }
 
     /// What this store is.
-    pub fn identity(&self) -> &Identity {
-        &self.0.identity
+    pub fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity_guard())
     }
 
     /// Its folder.
@@ -348,6 +350,22 @@ impl Store {
     /// Applies retention: removes sealed segments that nobody holds back; says what was done and who was let go.
     pub fn retain(&self, holds: &[Hold], max_bytes: u64) -> Result<Retention, StoreError> {
         retention::apply(self, holds, max_bytes)
+    }
+
+    /// Empties the store and makes it another one, for a node that is seeded anew. There must be no writer; readers
+    /// find that nothing of what they read is kept.
+    pub fn reset(&self, log: Log) -> Result<(), StoreError> {
+        self.check_usable()?;
+        if self.0.writer_taken.swap(true, Ordering::AcqRel) {
+            return Err(StoreError::WriterTaken);
+        }
+        let done = reset::reset(self, log);
+        self.release_writer();
+        done
+    }
+
+    fn identity_guard(&self) -> MutexGuard<'_, Arc<Identity>> {
+        self.0.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn index(&self) -> MutexGuard<'_, Index> {

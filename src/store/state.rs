@@ -70,6 +70,8 @@ pub struct Member {
 pub struct State {
     /// Made at random with the store.
     pub store_uuid: String,
+    /// What it was before it was emptied for a new copy, oldest first.
+    pub former_store_uuids: Vec<String>,
     /// The cluster.
     pub system_identifier: u64,
     /// Its segment size.
@@ -109,6 +111,8 @@ pub struct Configured {
 #[derive(serde::Serialize, serde::Deserialize)]
 struct StateFile {
     store_uuid: String,
+    #[serde(default)]
+    former_store_uuids: Vec<String>,
     system_identifier: String,
     segment_bytes: u64,
     role: Option<NodeRole>,
@@ -132,6 +136,7 @@ impl State {
     pub(super) fn new(new: NewStore) -> Result<State, StoreError> {
         Ok(State {
             store_uuid: random_uuid()?,
+            former_store_uuids: Vec::new(),
             system_identifier: new.system_identifier,
             segment_size: new.segment_size,
             role: None,
@@ -183,6 +188,7 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         |error: serde_json::Error| StoreError::Corrupt { path: path.to_owned(), what: error.to_string() };
     let file = StateFile {
         store_uuid: state.store_uuid.clone(),
+        former_store_uuids: state.former_store_uuids.clone(),
         system_identifier: state.system_identifier.to_string(),
         segment_bytes: state.segment_size.bytes(),
         role: state.role,
@@ -238,6 +244,7 @@ fn parse(text: &str) -> Result<State, String> {
     let file: StateFile = serde_json::from_value(outer.state).map_err(|e| e.to_string())?;
     Ok(State {
         store_uuid: file.store_uuid,
+        former_store_uuids: file.former_store_uuids,
         system_identifier: file
             .system_identifier
             .parse()
@@ -257,7 +264,7 @@ fn parse(text: &str) -> Result<State, String> {
 }
 
 /// A random (version 4) UUID from the kernel.
-fn random_uuid() -> Result<String, StoreError> {
+pub(super) fn random_uuid() -> Result<String, StoreError> {
     let mut bytes = [0u8; 16];
     let read = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| FileError::new("read randomness from", Path::new("the kernel"), e.into()))?;

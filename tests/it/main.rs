@@ -19,6 +19,8 @@ mod cluster;
 mod copy;
 /// SIGKILL of any of a pair's four processes at random moments, under load.
 mod crash;
+/// What is there already is not sent again: copies that were cut off, standbys that are made whole.
+mod delta;
 /// What `walship demo` shows.
 mod demo;
 /// The replication protocol, server side: real standbys and tools on the feed.

@@ -45,7 +45,9 @@ async fn every_version_that_is_here_lives_through_a_short_life() {
     let others = others(tested.major());
     for major in ServerVersion::SUPPORTED {
         if major != tested.major() && !others.iter().any(|other| other.major() == major) {
-            let what = format!("a short life on PostgreSQL {major}, which is not here: {FOLDERS_VARIABLE} names folders");
+            let what = format!(
+                "a short life on PostgreSQL {major}, which is not here: {FOLDERS_VARIABLE} names folders"
+            );
             not_run(&tested, &what);
         }
     }

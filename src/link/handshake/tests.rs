@@ -23,6 +23,7 @@ fn primary() -> Hello {
         role: Role::Primary,
         system_identifier: Some(77),
         store_uuid: Some("a".into()),
+        former_store_uuids: Vec::new(),
         promised_epoch: 2,
         committed_epoch: 2,
         timelines: vec![timeline(1, 0, None), timeline(2, 0x5000098, Some("db1"))],

@@ -26,6 +26,10 @@ pub struct Hello {
     pub system_identifier: Option<u64>,
     /// Identity of the speaker's store, made with it: another one means that everything acknowledged is gone.
     pub store_uuid: Option<String>,
+    /// What it was before the store was emptied for a new copy: the same node's, but nothing that was acknowledged
+    /// under these counts any more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_store_uuids: Vec<String>,
     /// The highest epoch that the node has promised.
     pub promised_epoch: u64,
     /// The highest epoch that the node knows to be committed.
@@ -53,6 +57,7 @@ impl Hello {
             role,
             system_identifier: None,
             store_uuid: None,
+            former_store_uuids: Vec::new(),
             promised_epoch: 0,
             committed_epoch: 0,
             timelines: Vec::new(),

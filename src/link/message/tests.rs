@@ -21,6 +21,7 @@ fn hello() -> Hello {
         role: Role::Primary,
         system_identifier: Some(7_711_238_045_745_010_420),
         store_uuid: Some("5d1c".into()),
+        former_store_uuids: vec!["4c0b".into()],
         promised_epoch: 3,
         committed_epoch: 2,
         timelines: vec![TimelineIdentity {

@@ -8,8 +8,8 @@ use super::commits::CommitsJson;
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
 use crate::report::{
-    Ancestor, Backup, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role, Status,
-    StoreFacts, Traffic, Upstream,
+    Ancestor, Backup, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role, Seeding,
+    Status, StoreFacts, Traffic, Upstream,
 };
 use crate::vitals::{Contact, Sample};
 
@@ -50,6 +50,7 @@ mirror! {
         downstreams: Vec<DownstreamJson> as list, list,
         members: Vec<MemberJson> as list, list,
         backups: Vec<BackupJson> as list, list,
+        seeding: Option<SeedingJson> as option, option,
         commits: Option<CommitsJson> as option, option,
         certificate: Option<CertificateJson> as option, option,
         alarms: Vec<String>,
@@ -160,6 +161,17 @@ mirror! {
         done_bytes: u64,
         equal_bytes: u64,
         total_bytes: Option<u64> as number_or_null, or_default,
+    }
+}
+
+mirror! {
+    SeedingJson of Seeding {
+        phase: String,
+        done_bytes: u64,
+        equal_bytes: u64,
+        total_bytes: u64,
+        wire_bytes: u64,
+        attempts: u32,
     }
 }
 
