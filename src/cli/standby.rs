@@ -8,9 +8,10 @@ use anyhow::Context;
 use rustix::fs::{Access, access};
 
 use super::exit::{self, Exit};
-use super::{privilege, progress, runtime};
+use super::{configuration, output, privilege, progress, runtime};
 use crate::clock::WallTime;
 use crate::config::{Bundle, Config, ConfigError, Overrides, SEARCH_PATH, Size, Template};
+use crate::daemon::control::Client;
 use crate::daemon::{self, CONNECTIONS, Join, Seed};
 use crate::durable;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
@@ -26,24 +27,38 @@ const SYSTEM_STORE: &str = "/var/lib/walship";
 ///
 /// With --join and an empty data directory it takes a base backup over several connections, makes it a standby, starts
 /// PostgreSQL and follows. A link that is cut is waited for. Run again, it goes on where it was, also within the copy:
-/// what is there already is not sent again. It stays in the foreground, for a service manager; SIGTERM ends it and leaves PostgreSQL running.
+/// what is there already is not sent again. It stays in the foreground, for a service manager; SIGTERM ends it and leaves
+/// PostgreSQL running.
+///
+/// With --reseed a standby that can't follow any more, or whose files were damaged, is made whole: PostgreSQL is stopped,
+/// what is in its data directory is compared with the primary's, block by block, what differs is sent, and what the primary
+/// does not have is removed. Configuration files, certificates and logs in the data directory stay as they are. Where the
+/// sidecar runs it does that, and goes on; else this command is it from then on.
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_long_help = exit::explained(&[
-    (0, "it was told to end"),
+    (0, "it was told to end; or the sidecar that runs has seeded it anew"),
     (1, "it failed; the reason is the last thing it says"),
     (2, "wrong usage, bundle or configuration"),
     (3, "refused and nothing changed: PGDATA holds something else, say"),
+    (4, "the sidecar ended before it was seeded anew: `walship run` goes on"),
 ], &[
     ("With the bundle that `walship invite db2` made on the primary's host:",
      "walship standby --join db2.join -D /var/lib/postgresql/15/main"),
     ("Where the primary keeps postgresql.conf in /etc (Debian):",
      "walship standby --join db2.join -D /var/lib/postgresql/15/main \\\n      --config-directory /etc/postgresql/15/main"),
     ("Later, after a restart of the host:", "walship run"),
+    ("When it must be seeded anew:", "walship standby --reseed --dry-run\n    walship standby --reseed"),
 ]))]
 pub struct Args {
     /// The join bundle that `walship invite` made on the primary; `-` for standard input
     #[arg(long, value_name = "FILE", overrides_with = "join")]
     join: Option<PathBuf>,
+    /// Make this standby's data directory whole, of what is there: it was let go, say, or its files were damaged
+    #[arg(long, conflicts_with_all = ["join", "config_directory"])]
+    reseed: bool,
+    /// With --reseed: only say what would be done
+    #[arg(long, requires = "reseed")]
+    dry_run: bool,
     /// The port of the new PostgreSQL, instead of what its configuration says
     #[arg(short = 'p', long, value_name = "PORT")]
     port: Option<u16>,
@@ -69,6 +84,7 @@ pub struct Args {
 /// Joins or goes on.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     match &args.join {
+        _ if args.reseed => reseed(&with_absolute_folders(args)?),
         Some(bundle) => join(&with_absolute_folders(args)?, &read_bundle(bundle)?),
         None => follow(&args.overrides),
     }?;
@@ -86,6 +102,36 @@ fn follow(overrides: &Overrides) -> anyhow::Result<()> {
     runtime()?.block_on(progress::beside(|progress| daemon::run(config, NodeRole::Standby, false, progress)))
 }
 
+/// Has the sidecar that runs seed this node anew, or does it in its place.
+fn reseed(args: &Args) -> anyhow::Result<()> {
+    let config = configuration(&args.overrides)?;
+    privilege::become_owner_of(&config.postgres.data_directory)?;
+    let seed = seed(args, Kind::Reseed);
+    runtime()?.block_on(async {
+        if let Ok(sidecar) = Client::connect(&config.store).await {
+            let done = sidecar.reseed(seed, args.dry_run, |line| eprintln!("{line}")).await?;
+            return output::print(&format!("{done}\n"));
+        }
+        if args.dry_run {
+            let lines = daemon::plan_reseed(&config).await?;
+            lines.iter().for_each(|line| eprintln!("{line}"));
+            return output::print("nothing was changed\n");
+        }
+        progress::beside(|progress| daemon::reseed(config, seed, progress)).await
+    })
+}
+
+/// What the flags say of the copy.
+fn seed(args: &Args, kind: Kind) -> Seed {
+    Seed {
+        kind,
+        place: StandbyPlace { port: args.port, socket_directory: args.socket_directory.clone() },
+        tablespaces: args.tablespace_mapping.clone(),
+        connections: usize::from(args.jobs),
+        max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
+    }
+}
+
 /// Looks whether it may join, and only then makes anything. Root looks, and the owner of the data directory that it
 /// becomes looks again.
 fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
@@ -99,13 +145,7 @@ fn join(args: &Args, bundle: &Bundle) -> anyhow::Result<()> {
         addresses: bundle.addresses.iter().map(ToString::to_string).collect(),
         credentials: Arc::new(kept.map_or_else(|| bundle.credentials(), Ok).advised()?),
         system_identifier: bundle.system_identifier,
-        seed: Seed {
-            kind: Kind::Copy,
-            place: StandbyPlace { port: args.port, socket_directory: args.socket_directory.clone() },
-            tablespaces: args.tablespace_mapping.clone(),
-            connections: usize::from(args.jobs),
-            max_rate_bytes_per_second: args.backup_rate.map(|size| size.0),
-        },
+        seed: seed(args, Kind::Copy),
     };
     let found = runtime()?.block_on(daemon::look(&config, &join))?;
     make_folders(&config, new_file.as_ref().map(|(file, _)| file.as_path()))?;

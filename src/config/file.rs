@@ -60,6 +60,7 @@ pub(super) struct Replication {
     pub slot: Option<SlotName>,
     #[serde(deserialize_with = "text")]
     pub max_rate: Option<Size>,
+    pub auto_reseed: bool,
     #[serde(deserialize_with = "text")]
     pub ack: Option<Policy>,
     stall_limit: Later,

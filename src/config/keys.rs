@@ -115,7 +115,16 @@ pub const KEYS: &[Key] = &[
         "replication",
         "max_rate",
         "\"\"",
-        "The most bytes per second shipped to one standby, like 20MiB. Empty: no limit.",
+        "The most bytes per second shipped to one standby, like 20MiB; on a standby, what a re-seed by auto_reseed takes. \
+         Empty: no limit.",
+    ),
+    key(
+        "replication",
+        "auto_reseed",
+        "false",
+        "Whether a standby seeds itself anew when the log that it needs is gone: it stops PostgreSQL, compares its data \
+         directory with the primary's, takes what differs, starts PostgreSQL and follows. If not, it says so and waits for \
+         `walship standby --reseed`.",
     ),
     key(
         "retention",

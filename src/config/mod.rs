@@ -52,6 +52,8 @@ pub struct Config {
     pub stall_limit: StallLimit,
     /// The most bytes per second shipped to one standby.
     pub max_rate_bytes_per_second: Option<u64>,
+    /// Whether a standby whose log is gone seeds itself anew.
+    pub auto_reseed: bool,
     /// The most bytes of WAL in the store; `None` for a share of the file system.
     pub store_max_bytes: Option<u64>,
 }
@@ -134,6 +136,7 @@ impl Config {
             slot,
             ack: file.replication.ack.unwrap_or(Policy::Async),
             stall_limit: StallLimit::default(),
+            auto_reseed: file.replication.auto_reseed,
             max_rate_bytes_per_second: over.max_rate.or(file.replication.max_rate).map(|size| size.0),
             store_max_bytes: over.store_max_bytes.or(file.retention.store_max_bytes).map(|size| size.0),
             file: path,

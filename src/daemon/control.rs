@@ -19,11 +19,14 @@ use tokio::time::timeout;
 use super::node::Node;
 use super::policy;
 use super::request;
+use super::reseed;
+use super::seed::Seed;
 use super::{status, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
 use crate::report::wait::{Wait, Waited};
 use crate::report::{Status, json};
+use crate::restore::Phase;
 use crate::store::NodeRole;
 
 /// A request is one short line; a status of many members is long.
@@ -46,6 +49,13 @@ pub enum Request {
     Promote {
         /// Accept what would be refused.
         force: bool,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// Seeding this node anew.
+    Reseed {
+        /// How.
+        seed: Seed,
         /// Only say what would be done.
         dry_run: bool,
     },
@@ -138,6 +148,10 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
+        Ok(Request::Reseed { seed, dry_run }) => match seed_anew(node, seed, dry_run, &mut write).await {
+            Ok(line) => Reply::Done { line },
+            Err(error) => failed(&error),
+        },
         Ok(Request::Sync(wanted)) => match sync(node, wanted).await {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
@@ -184,6 +198,40 @@ async fn promote(
         send(write, &Reply::Progress { line }).await?;
     }
     outcome.await.context("the sidecar ended before the promotion did").outcome(Outcome::Unknown)?
+}
+
+async fn seed_anew(
+    node: &Arc<Node>,
+    seed: Seed,
+    dry_run: bool,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> anyhow::Result<String> {
+    let plan = reseed::look(&node.config, &node.store.state()).await?;
+    if dry_run {
+        for line in plan.lines {
+            send(write, &Reply::Progress { line }).await?;
+        }
+        return Ok("nothing was changed".to_owned());
+    }
+    let (done, mut outcome) = oneshot::channel();
+    let request = reseed::Request { seed: Seed { kind: plan.kind, ..seed }, done };
+    node.reseeds.try_send(request).ok().context("a re-seed is under way already")?;
+    let mut progress = node.progress.watch();
+    let mut phase = progress.borrow_and_update().phase;
+    loop {
+        // Cancellation-safe: both wait for what stays visible.
+        tokio::select! {
+            outcome = &mut outcome => {
+                return outcome.context("the sidecar ended before the re-seed did").outcome(Outcome::Unknown)?;
+            }
+            changed = progress.changed() => changed.context("the copy is no longer watched")?,
+        }
+        let now = progress.borrow_and_update().phase;
+        if now != phase && now != Phase::Done {
+            phase = now;
+            send(write, &Reply::Progress { line: phase.to_string() }).await?;
+        }
+    }
 }
 
 async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
@@ -260,6 +308,11 @@ impl Client {
     /// Asks for a promotion; `say` gets each line of progress, the result is the last.
     pub async fn promote(self, force: bool, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
         self.carry_out(&Request::Promote { force, dry_run }, say).await
+    }
+
+    /// Asks for a re-seed, in the same way.
+    pub async fn reseed(self, seed: Seed, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Reseed { seed, dry_run }, say).await
     }
 
     /// Asks for another acknowledgement policy, in the same way.

@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::trouble;
 use crate::clock::WallTime;
+use crate::config::Config;
 use crate::fault::Fault;
 use crate::link::message::{Code, Hello, Purpose, Role};
 use crate::link::{Conn, LinkError, Socket, dial, handshake};
 use crate::pg::{Lsn, TimelineId};
 use crate::receive::{self, Diverged, Receiving};
-use crate::store::Log;
+use crate::store::{Log, State};
 use crate::vitals::Contact;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
@@ -23,9 +24,21 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// A stream that lasted for this long was one; the next try follows soon.
 const STREAM_HOLDS_AFTER: Duration = Duration::from_secs(2);
 
+/// How following ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum End {
+    /// It was told to.
+    Stopped,
+    /// What follows is kept nowhere any more, and this node may be seeded anew by itself.
+    LogGone {
+        /// In the primary's words.
+        reason: String,
+    },
+}
+
 /// Follows whichever node is the primary, until `token` is cancelled. `start` is where a copy that is being made begins:
 /// a store that is empty, or does not lead there, begins there, too.
-pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: CancellationToken) {
+pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: CancellationToken) -> End {
     let mut delay = RETRY_MIN;
     let mut was_emptied = false;
     let mut reasons = Reasons::default();
@@ -35,7 +48,7 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
         let begun = Instant::now();
         let ended = attempt(&node, start, &token).await;
         if token.is_cancelled() {
-            return;
+            return End::Stopped;
         }
         let was_up = matches!(node.vitals.receive.get().contact, Contact::Up { .. });
         if was_up {
@@ -46,8 +59,11 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
             (delay, reasons) = (RETRY_MIN, Reasons::default());
         }
         let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
-        let lost = Lost::of(&error).filter(|_| start.is_some() && !was_emptied);
-        if let Some(lost) = lost {
+        let lost = Lost::of(&error);
+        if start.is_none() && lost == Some(Lost::Gone) && node.may_reseed_now() {
+            return End::LogGone { reason: format!("{error:#}") };
+        }
+        if let Some(lost) = lost.filter(|_| start.is_some() && !was_emptied) {
             match empty(&node, lost, &error).await {
                 Ok(()) => was_emptied = true,
                 Err(error) => tracing::warn!("the store can't be emptied: {error:#}"),
@@ -59,7 +75,7 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
         node.vitals.receive.update(|vitals| vitals.contact = contact);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            () = token.cancelled() => return,
+            () = token.cancelled() => return End::Stopped,
         }
         delay = (delay * 2).min(RETRY_MAX);
     }
@@ -115,16 +131,19 @@ async fn attempt(
 
 /// Where a primary may be: as configured, then as joined, then wherever a member is.
 pub fn addresses(node: &Node) -> Vec<String> {
-    let state = node.store.state();
-    let members = state.members.iter().filter(|m| m.name != node.config.name).map(|m| m.advertise.clone());
-    let all = node
-        .config
+    addresses_of(&node.config, &node.store.state())
+}
+
+/// The same for a node that is not running.
+pub fn addresses_of(config: &Config, state: &State) -> Vec<String> {
+    let members = state.members.iter().filter(|m| m.name != config.name).map(|m| m.advertise.clone());
+    let all = config
         .upstream
         .iter()
         .map(ToString::to_string)
         .chain(state.join_addresses.iter().cloned())
         .chain(members);
-    let own = node.config.advertise.to_string();
+    let own = config.advertise.to_string();
     let mut unique: Vec<String> = Vec::new();
     for address in all.filter(|address| !address.is_empty() && *address != own) {
         if !unique.contains(&address) {
@@ -243,7 +262,7 @@ impl Reasons {
         }
         if Lost::of(error).is_some() {
             tracing::error!(
-                "this standby can't follow: {reason}; it must be seeded anew (remove its store and data directory, and join again)"
+                "this standby can't follow: {reason}; it must be seeded anew: `walship standby --reseed`"
             );
         } else if passing {
             tracing::info!("not following: {reason}");

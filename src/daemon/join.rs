@@ -46,7 +46,14 @@ pub async fn look(config: &Config, join: &Join) -> anyhow::Result<Option<NewStor
     });
     let Some(store) = looked.await.context("look at what is here")?? else { return Ok(None) };
     drop(Listener::bind(&config.listen.to_string()).await.advised().outcome(Outcome::Refused)?);
-    let (hello, answer) = ask_primary(config, join, store).await?;
+    let asker = Asker {
+        config,
+        addresses: &join.addresses,
+        credentials: &join.credentials,
+        system_identifier: join.system_identifier,
+        store: store.as_ref(),
+    };
+    let (hello, answer) = asker.ask_primary().await?;
     let version = hello.postgres_version.map(ServerVersion);
     if let Some(version) = version {
         version.require_supported(format!("beside {}", hello.node)).advised()?;
@@ -85,29 +92,44 @@ pub async fn open_store(config: &Config, join: &Join, new: NewStore) -> anyhow::
     opened.await.context("open the store")?
 }
 
-/// Asks at each address who is there. Nothing was changed yet, so what speaks against this node is a refusal.
-async fn ask_primary(config: &Config, join: &Join, store: Option<State>) -> anyhow::Result<(Hello, Answer)> {
-    let security = Security::Tls(Arc::clone(&join.credentials));
-    let system_identifier = store.as_ref().map(|store| store.system_identifier).or(join.system_identifier);
-    let ours = Hello {
-        system_identifier,
-        store_uuid: store.as_ref().map(|store| store.store_uuid.clone()),
-        former_store_uuids: store.map(|store| store.former_store_uuids).unwrap_or_default(),
-        advertise: Some(config.advertise.to_string()),
-        ..Hello::of_stranger(config.name.clone(), Role::Standby, Purpose::Ask)
-    };
-    let mut failures = Vec::new();
-    for address in &join.addresses {
-        match ask(address, &security, &ours).await {
-            Ok((hello, answer)) if hello.role == Role::Primary => return Ok((hello, answer)),
-            Ok((hello, _)) => {
-                failures.push((address, anyhow::anyhow!("{} is {}", hello.node, hello.role.name())))
+/// Who asks for the primary before there is a node.
+pub struct Asker<'a> {
+    /// Its configuration.
+    pub config: &'a Config,
+    /// Where the primary may be.
+    pub addresses: &'a [String],
+    /// What it shows.
+    pub credentials: &'a Arc<Credentials>,
+    /// The cluster, where there is no store to tell.
+    pub system_identifier: Option<u64>,
+    /// The store that it has.
+    pub store: Option<&'a State>,
+}
+
+impl Asker<'_> {
+    /// Asks at each address who is there. Nothing was changed yet, so what speaks against this node is a refusal.
+    pub async fn ask_primary(&self) -> anyhow::Result<(Hello, Answer)> {
+        let security = Security::Tls(Arc::clone(self.credentials));
+        let ours = Hello {
+            system_identifier: self.store.map(|store| store.system_identifier).or(self.system_identifier),
+            store_uuid: self.store.map(|store| store.store_uuid.clone()),
+            former_store_uuids: self.store.map(|store| store.former_store_uuids.clone()).unwrap_or_default(),
+            advertise: Some(self.config.advertise.to_string()),
+            ..Hello::of_stranger(self.config.name.clone(), Role::Standby, Purpose::Ask)
+        };
+        let mut failures = Vec::new();
+        for address in self.addresses {
+            match ask(address, &security, &ours).await {
+                Ok((hello, answer)) if hello.role == Role::Primary => return Ok((hello, answer)),
+                Ok((hello, _)) => {
+                    failures.push((address, anyhow::anyhow!("{} is {}", hello.node, hello.role.name())));
+                }
+                Err(error) => failures.push((address, error)),
             }
-            Err(error) => failures.push((address, error)),
         }
+        let refused = failures.iter().any(|(_, error)| refusal(error).is_some());
+        Err(no_primary(&failures)).outcome(if refused { Outcome::Refused } else { Outcome::Failed })
     }
-    let refused = failures.iter().any(|(_, error)| refusal(error).is_some());
-    Err(no_primary(&failures)).outcome(if refused { Outcome::Refused } else { Outcome::Failed })
 }
 
 /// What speaks against this node, unless it is only that nobody is there.

@@ -20,6 +20,7 @@ mod primary;
 mod promotion;
 pub mod remote_copy;
 mod request;
+mod reseed;
 mod retention;
 mod samples;
 mod seed;
@@ -53,6 +54,7 @@ pub use join::{Join, look};
 use node::Node;
 pub use node::conninfo;
 pub use seed::{CONNECTIONS, Seed};
+use standby::Requests;
 
 /// What still runs when the process ends is given so long.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -107,9 +109,7 @@ async fn go_on(config: Config, marker: &Marker, progress: Arc<Cell<Progress>>) -
     let Some(seed) = Seed::resumed(marker) else {
         return refuse("which was to be no standby of walship's".to_owned());
     };
-    let folder = config.store.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&folder));
-    let store = opened.await.context("open the store")?.map_err(|error| explain(error.into()))?;
+    let store = open_kept_store(&config).await?;
     let ours = store.identity().system_identifier;
     if marker.system_identifier != ours.to_string() {
         return refuse(format!("of cluster {}, and the store is of {ours}", marker.system_identifier));
@@ -189,6 +189,28 @@ pub async fn join(
     let Some(new) = found else { return resume(config, progress).await };
     let store = join::open_store(&config, &join, new).await?;
     serve(config, store, Life::Seeding(join.seed), progress).await
+}
+
+/// Makes this standby's data directory anew of what is there, then lives as a standby. PostgreSQL is stopped for that, and
+/// nothing is changed before all that can be refused was looked at.
+pub async fn reseed(config: Config, seed: Seed, progress: Arc<Cell<Progress>>) -> anyhow::Result<()> {
+    let state = reseed::state_of(&config).await?;
+    let plan = reseed::look(&config, &state).await?;
+    let store = open_kept_store(&config).await?;
+    serve(config, store, Life::Seeding(Seed { kind: plan.kind, ..seed }), progress).await
+}
+
+/// What [`reseed`] would do, line by line.
+pub async fn plan_reseed(config: &Config) -> anyhow::Result<Vec<String>> {
+    let state = reseed::state_of(config).await?;
+    Ok(reseed::look(config, &state).await?.lines)
+}
+
+/// Opens the store that is there, whatever stands in the data directory.
+async fn open_kept_store(config: &Config) -> anyhow::Result<Store> {
+    let folder = config.store.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&folder));
+    opened.await.context("open the store")?.map_err(|error| explain(error.into()))
 }
 
 async fn is_primary(config: &Config) -> bool {
@@ -281,9 +303,11 @@ async fn serve(
     progress: Arc<Cell<Progress>>,
 ) -> anyhow::Result<()> {
     let role = life.role();
-    let (promotions, mut requests) = mpsc::channel(PROMOTIONS_WAITING_MAX);
+    let (promotions, asked_promotions) = mpsc::channel(PROMOTIONS_WAITING_MAX);
+    let (reseeds, asked_reseeds) = mpsc::channel(1);
+    let mut requests = Requests { promotions: asked_promotions, reseeds: asked_reseeds };
     let made = tokio::task::spawn_blocking(move || {
-        let node = Node::new(config, store, role, promotions, progress)?;
+        let node = Node::new(config, store, role, promotions, reseeds, progress)?;
         samples::restore(node.store.folder(), &node.vitals.samples);
         members::restore(&node);
         anyhow::Ok(node)
@@ -318,41 +342,77 @@ async fn serve(
 }
 
 /// One role after another.
-async fn live(
-    node: &Arc<Node>,
-    life: Life,
-    requests: &mut mpsc::Receiver<request::Request>,
-) -> anyhow::Result<()> {
-    if let Life::Seeding(seed) = &life {
-        // Cancel-safe: a request is refused as soon as it is taken.
-        tokio::select! {
-            seeded = seed::run(node, seed) => seeded?,
-            never = refuse_promotions(node, requests) => match never {},
+async fn live(node: &Arc<Node>, life: Life, requests: &mut Requests) -> anyhow::Result<()> {
+    let (mut standby, mut wanted) = match life {
+        Life::Primary => (false, None),
+        Life::Standby => (true, None),
+        Life::Seeding(seed) => (true, Some(seed)),
+    };
+    let mut asker: Option<reseed::Asker> = None;
+    let mut was_whole = false;
+    while standby {
+        if let Some(seed) = wanted.take() {
+            let seeded = seed_anew(node, &seed, requests).await;
+            let (answer, seeded) = reseed::outcome(node, seeded);
+            if let Some(asker) = asker.take() {
+                // Whoever asked may have gone.
+                let _ = asker.send(answer);
+            }
+            match seeded {
+                // Nothing was changed, and it is what it was.
+                Err(error)
+                    if was_whole && matches!(standing(&node.config).await?, Standing::Cluster { .. }) =>
+                {
+                    tracing::error!("not seeded anew: {error:#}");
+                }
+                seeded => seeded?,
+            }
         }
-        failpoint::hit("join-copied");
-    }
-    if life.role() == NodeRole::Standby
-        && standby::run(Arc::clone(node), requests).await? == standby::End::Stopped
-    {
-        return Ok(());
+        was_whole = true;
+        match standby::run(Arc::clone(node), requests).await? {
+            standby::End::Stopped => return Ok(()),
+            standby::End::Promoted => standby = false,
+            standby::End::Reseed(request) => (wanted, asker) = (Some(request.seed), Some(request.done)),
+            standby::End::LogGone { reason } => wanted = reseed::by_itself(node, &reason).await,
+        }
     }
     // Whoever asked for a promotion while one was under way is answered by it, and nobody waits in the channel any more.
-    requests.close();
-    while let Some(request) = requests.recv().await {
+    requests.promotions.close();
+    while let Some(request) = requests.promotions.recv().await {
         request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
     }
+    requests.reseeds.close();
     primary::run(Arc::clone(node)).await
 }
 
-/// A data directory that is not complete cannot become a primary's.
-async fn refuse_promotions(node: &Node, requests: &mut mpsc::Receiver<request::Request>) -> Infallible {
-    loop {
-        let Some(request) = requests.recv().await else { return std::future::pending().await };
-        let refusal = Fault::refused(
+/// Makes the data directory a standby's; PostgreSQL is stopped for that.
+async fn seed_anew(node: &Arc<Node>, seed: &Seed, requests: &mut Requests) -> anyhow::Result<()> {
+    postgres::stop(&node.config).await?;
+    // Its positions were those of what is made anew.
+    node.vitals.feed.update(|feed| *feed = Default::default());
+    // Cancel-safe: a request is refused as soon as it is taken.
+    tokio::select! {
+        seeded = seed::run(node, seed) => seeded?,
+        never = refuse(node, requests) => match never {},
+    }
+    failpoint::hit("join-copied");
+    Ok(())
+}
+
+/// A data directory that is not complete cannot become a primary's, and is being made complete already.
+async fn refuse(node: &Node, requests: &mut Requests) -> Infallible {
+    let refusal = || {
+        Fault::refused(
             format!("{} is being seeded: its data directory is not complete", node.config.name),
-            "Promote another standby, or wait until `walship status` shows no copy here any more.",
-        );
+            "Promote another standby, or wait until `walship status` shows no seeding here any more.",
+        )
+    };
+    loop {
         // Whoever asked may have gone.
-        let _ = request.done.send(Err(refusal));
+        tokio::select! {
+            Some(request) = requests.promotions.recv() => request.answer(Err(refusal())),
+            Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(refusal()))),
+            else => std::future::pending().await,
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! What every part of a running node shares: its configuration, its store, its numbers, and who it is.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -8,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::request::Request;
+use super::reseed;
 use super::wait::WAITS;
 use crate::ack::Tracker;
 use crate::backup::Backups;
@@ -23,6 +25,9 @@ use crate::ship::wire_identity;
 use crate::store::{NodeRole, Store};
 use crate::tls::{Credentials, Files, for_postgres};
 use crate::vitals::{Cell, Vitals};
+
+/// How long a standby that seeded itself anew leaves it at that.
+const RESEED_PAUSE: Duration = Duration::from_secs(600);
 
 /// A node of the cluster, as this process runs it.
 pub struct Node {
@@ -52,6 +57,10 @@ pub struct Node {
     pub progress: Arc<Cell<Progress>>,
     /// Requests for a promotion; carried out one at a time.
     pub promotions: mpsc::Sender<Request>,
+    /// Requests to seed this node anew; one at a time.
+    pub reseeds: mpsc::Sender<reseed::Request>,
+    /// When it last began to seed itself anew.
+    pub reseeded: Mutex<Option<Instant>>,
     /// Asks the local standby's walreceiver how far it is.
     pub replies: ReplyRequests,
     /// Places for those who wait for a position.
@@ -70,6 +79,7 @@ impl Node {
         store: Store,
         role: NodeRole,
         promotions: mpsc::Sender<Request>,
+        reseeds: mpsc::Sender<reseed::Request>,
         progress: Arc<Cell<Progress>>,
     ) -> anyhow::Result<Arc<Node>> {
         let vitals = Arc::new(Vitals::default());
@@ -86,6 +96,8 @@ impl Node {
             newer_primary: watch::Sender::new(None),
             progress,
             promotions,
+            reseeds,
+            reseeded: Mutex::new(None),
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),
             token: CancellationToken::new(),
@@ -112,6 +124,13 @@ impl Node {
         let fresh = load_credentials(&self.config)?;
         *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
+    }
+
+    /// Whether it may seed itself anew when its log is gone. A store that is too small for its standbys would have it do
+    /// nothing else, so it waits between two times.
+    pub fn may_reseed_now(&self) -> bool {
+        let last = *self.reseeded.lock().unwrap_or_else(PoisonError::into_inner);
+        self.config.auto_reseed && last.is_none_or(|last| last.elapsed() >= RESEED_PAUSE)
     }
 
     /// Its role now.

@@ -24,6 +24,9 @@ const RESTARTPOINT_EVERY: Duration = Duration::from_secs(5);
 /// PostgreSQL may replay for long before it accepts connections; its start is not waited for beyond this.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
+/// A fast stop of a standby ends in moments; its last restartpoint may take longer.
+const STOP_WITHIN: Duration = Duration::from_secs(120);
+
 /// Where PostgreSQL's own log goes when walship starts it with pg_ctl, below the store.
 pub const LOG_FILE: &str = "postgresql.log";
 
@@ -33,15 +36,7 @@ pub const CONFIGURATION_FILE: &str = "postgresql.conf";
 /// Starts PostgreSQL by the configured command, else by pg_ctl. It outlives this process.
 pub async fn start(config: &Config) -> anyhow::Result<()> {
     let mut command = match &config.postgres.start_command {
-        Some(text) => {
-            let mut shell = Command::new("/bin/sh");
-            shell.arg("-c").arg(text);
-            // So that it can say `pg_ctl`, which Debian keeps out of PATH.
-            if let Ok(binaries) = binaries(config).await {
-                shell.env("PATH", path_with(&binaries));
-            }
-            shell
-        }
+        Some(text) => shell(config, text).await,
         None => pg_ctl_start(config).await?,
     };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(false);
@@ -63,6 +58,45 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
     let log = config.store.join(LOG_FILE);
     Err(anyhow::anyhow!("PostgreSQL did not start ({}): {said}", output.status))
         .hint(format!("Its own log says why: {}", log.display()))
+}
+
+/// Stops PostgreSQL where it runs, by the configured command, else by pg_ctl.
+pub async fn stop(config: &Config) -> anyhow::Result<()> {
+    let data_directory = &config.postgres.data_directory;
+    if !is_running(data_directory).context("look for PostgreSQL")? {
+        return Ok(());
+    }
+    tracing::info!("stopping PostgreSQL");
+    let mut command = match &config.postgres.stop_command {
+        Some(text) => shell(config, text).await,
+        None => pg_ctl_stop(config).await?,
+    };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let child = command.spawn().context("run the command that stops PostgreSQL")?;
+    let ended = timeout(STOP_WITHIN, child.wait_with_output()).await;
+    if !is_running(data_directory).context("look for PostgreSQL")? {
+        return Ok(());
+    }
+    let said = match ended {
+        Err(_) => format!("it still runs after {} s", STOP_WITHIN.as_secs()),
+        Ok(output) => {
+            let output = output.context("wait for the command that stops PostgreSQL")?;
+            format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim())
+        }
+    };
+    Err(anyhow::anyhow!("PostgreSQL did not stop ({said})"))
+        .hint("Stop it yourself (pg_ctl stop -m fast), and run this again. What stops it here is `stop_command` in walship.toml.")
+}
+
+/// A configured command.
+async fn shell(config: &Config, text: &str) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(text);
+    // So that it can say `pg_ctl`, which Debian keeps out of PATH.
+    if let Ok(binaries) = binaries(config).await {
+        shell.env("PATH", path_with(&binaries));
+    }
+    shell
 }
 
 /// The programs for the data directory that is here.
@@ -96,6 +130,22 @@ async fn pg_ctl_start(config: &Config) -> anyhow::Result<Command> {
     command.arg("--timeout").arg(START_WITHIN.as_secs().to_string());
     command.arg("--pgdata").arg(&config.postgres.data_directory);
     command.arg("--log").arg(config.store.join(LOG_FILE));
+    Ok(command)
+}
+
+async fn pg_ctl_stop(config: &Config) -> anyhow::Result<Command> {
+    // Any version stops any other; where files are damaged, nobody knows which it is.
+    let binaries = match (binaries(config).await, config.postgres.bin_directory.clone()) {
+        (Ok(binaries), _) => binaries,
+        (Err(_), folder) => {
+            let find = move || folder.map_or_else(Binaries::find, |folder| Binaries::at(&folder));
+            tokio::task::spawn_blocking(find).await.context("look for PostgreSQL's programs")??
+        }
+    };
+    let mut command = Command::new(binaries.program("pg_ctl"));
+    command.arg("stop").arg("--wait").arg("--silent").arg("--mode").arg("fast");
+    command.arg("--timeout").arg(STOP_WITHIN.as_secs().to_string());
+    command.arg("--pgdata").arg(&config.postgres.data_directory);
     Ok(command)
 }
 

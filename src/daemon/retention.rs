@@ -69,7 +69,7 @@ fn let_go(node: &Node, hold: &Hold, max_bytes: u64) -> anyhow::Result<()> {
         tracing::error!(
             member = %hold.holder, needs = %hold.lsn, store_max_bytes = max_bytes,
             "the store is full: the WAL for this standby is no longer kept, and it must be seeded anew \
-             (raise store_max_bytes in [retention], or join it again)"
+             (`walship standby --reseed` there, or auto_reseed in its walship.toml; raise store_max_bytes in [retention] here)"
         );
     }
     Ok(noted?)

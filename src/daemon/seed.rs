@@ -13,6 +13,7 @@ use super::attempts::{PrimaryChanged, until_copied};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
 use super::{follow, join};
+use crate::config::Config;
 use crate::fault::Fault;
 use crate::feed;
 use crate::link::message::{Purpose, Role};
@@ -28,7 +29,7 @@ use crate::store::{RawStep, Store, Visibility};
 pub const CONNECTIONS: u8 = 4;
 
 /// What is to be made of the data directory, and how.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Seed {
     /// A copy where nothing was, or a standby made whole.
     pub kind: Kind,
@@ -43,6 +44,17 @@ pub struct Seed {
 }
 
 impl Seed {
+    /// What a standby does by itself.
+    pub fn automatic(config: &Config, kind: Kind) -> Seed {
+        Seed {
+            kind,
+            place: StandbyPlace::default(),
+            tablespaces: Vec::new(),
+            connections: usize::from(CONNECTIONS),
+            max_rate_bytes_per_second: config.max_rate_bytes_per_second,
+        }
+    }
+
     /// As it was begun, by what the marker says; `None` for a copy that is none of a standby of ours.
     pub fn resumed(marker: &Marker) -> Option<Seed> {
         Some(Seed {

@@ -9,42 +9,60 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::promotion;
 use super::request::Request;
-use super::{follow, members, postgres, retention, samples, trouble};
+use super::{follow, members, postgres, reseed, retention, samples, trouble};
 use crate::feed::{self, ServerVersion};
 use crate::pg::{postmaster, sql};
 use crate::store::{NodeRole, State};
 
 /// How the life of a standby ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
     /// The node ends.
     Stopped,
     /// It is the primary now.
     Promoted,
+    /// Somebody asks for its data directory to be made anew of what is there.
+    Reseed(reseed::Request),
+    /// It can't follow any more, and seeds itself anew.
+    LogGone {
+        /// In the primary's words.
+        reason: String,
+    },
 }
 
-/// Runs until the node ends or is promoted.
-pub async fn run(node: Arc<Node>, requests: &mut mpsc::Receiver<Request>) -> anyhow::Result<End> {
+/// What may be asked of a standby.
+pub struct Requests {
+    /// Promotions.
+    pub promotions: mpsc::Receiver<Request>,
+    /// Re-seeds.
+    pub reseeds: mpsc::Receiver<reseed::Request>,
+}
+
+/// Runs until the node ends, is promoted, or is to be seeded anew.
+pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     let noting = async {
         trouble::until_noted(&node, "note the role", become_standby).await?;
         std::future::pending().await
     };
     node.role.send_replace(NodeRole::Standby);
     let token = node.token.child_token();
-    let feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), token.clone()));
+    let mut feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), token.clone()));
     // The first that ends by itself has failed: each of them runs as long as the standby.
     let ended = tokio::select! {
         failed = noting => failed,
-        ended = follow_until_promoted(&node, requests) => ended,
+        ended = follow_until_asked(&node, requests) => ended,
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         failed = start_postgres(&node) => failed,
-        failed = feed_failed(feeding) => failed,
+        failed = feed_failed(&mut feeding) => failed,
         () = node.token.cancelled() => Ok(End::Stopped),
     };
     token.cancel();
+    if !feeding.is_finished() {
+        // Its socket is free when this returns.
+        feeding.await.context("stop feeding PostgreSQL")??;
+    }
     if let Ok(End::Stopped) = ended {
         // Whom it heard of last, a promotion after the next start must ask.
         trouble::unless_of_disk(node.blocking("keep the members", members::note).await?)?;
@@ -87,22 +105,31 @@ async fn serve_feed(node: Arc<Node>, token: CancellationToken) -> anyhow::Result
     feed::run(options, node.store.clone(), Arc::clone(&node.vitals), node.replies.clone(), token).await
 }
 
-async fn feed_failed(feeding: tokio::task::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<End> {
+async fn feed_failed(feeding: &mut tokio::task::JoinHandle<anyhow::Result<()>>) -> anyhow::Result<End> {
     feeding.await.context("feed PostgreSQL")??;
     std::future::pending().await
 }
 
 /// Follows, and promotes when that is asked for; a promotion that fails before it is committed leaves a standby.
-async fn follow_until_promoted(
-    node: &Arc<Node>,
-    requests: &mut mpsc::Receiver<Request>,
-) -> anyhow::Result<End> {
+async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     loop {
         let following = node.token.child_token();
-        let follower = node.tasks.spawn(follow::run(Arc::clone(node), None, following.clone()));
+        let mut follower = node.tasks.spawn(follow::run(Arc::clone(node), None, following.clone()));
         let (plan, request) = loop {
-            // Cancellation-safe: a request is taken whole or stays in the channel.
-            let Some(request) = requests.recv().await else { return Ok(End::Stopped) };
+            // Cancellation-safe: a request is taken whole or stays in its channel.
+            let request = tokio::select! {
+                ended = &mut follower => match ended.context("follow the primary")? {
+                    follow::End::Stopped => return Ok(End::Stopped),
+                    follow::End::LogGone { reason } => return Ok(End::LogGone { reason }),
+                },
+                request = requests.promotions.recv() => request,
+                Some(request) = requests.reseeds.recv() => {
+                    following.cancel();
+                    follower.await.context("stop receiving")?;
+                    return Ok(End::Reseed(request));
+                }
+            };
+            let Some(request) = request else { return Ok(End::Stopped) };
             match promotion::plan(node, &request).await {
                 Ok(plan) if !request.dry_run => break (plan, request),
                 Ok(plan) => {

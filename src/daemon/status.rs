@@ -88,7 +88,7 @@ fn own_alarms(node: &Node) -> Vec<String> {
     }
     for member in node.store.state().members.iter().filter(|member| member.let_go) {
         alarms.push(format!(
-            "{} was let go, and WAL that it needs is no longer kept: seed it anew",
+            "{} was let go, and WAL that it needs is no longer kept: `walship standby --reseed` there",
             member.name
         ));
     }

@@ -14,6 +14,7 @@ pub mod file;
 pub mod finish;
 mod layout;
 mod listing;
+pub mod outlook;
 mod own;
 pub mod progress;
 mod prune;

@@ -17,13 +17,14 @@ const SIGNAL_FILE: &str = "standby.signal";
 /// (pg-facts, C.6).
 const RETRY_INTERVAL: &str = "200ms";
 
-/// A hot standby refuses to start when one of these is lower than its primary's (pg-facts, C.9).
-const AS_HIGH_AS_THE_PRIMARY: [&str; 5] = [
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
+/// A hot standby refuses to start when one of these is lower than its primary's (pg-facts, C.9). With PostgreSQL's
+/// defaults.
+const AS_HIGH_AS_THE_PRIMARY: [(&str, u32); 5] = [
+    ("max_connections", 100),
+    ("max_worker_processes", 8),
+    ("max_wal_senders", 10),
+    ("max_prepared_transactions", 0),
+    ("max_locks_per_transaction", 64),
 ];
 
 /// Where a standby's PostgreSQL gets its WAL, and where it listens.
@@ -48,16 +49,22 @@ impl StandbySettings {
         durable::write(&data_directory.join(SIGNAL_FILE), b"")
     }
 
-    /// Adds what must be as high as at the primary, for a copy that came without `postgresql.conf`: the one it will
-    /// be started with is not the primary's. Whatever else the source names is passed over.
+    /// Adds what must be as high as at the primary and is not, for a copy whose configuration did not come from there:
+    /// it came without `postgresql.conf`, or the one that was here stays. Whatever else the source names is passed over.
     pub fn add_primarys(&mut self, data_directory: &Path, settings: &BTreeMap<String, String>) {
-        if data_directory.join("postgresql.conf").exists() {
-            return;
-        }
-        let is_number = |value: &str| !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-        for name in AS_HIGH_AS_THE_PRIMARY {
-            if let Some(value) = settings.get(name).filter(|value| is_number(value)) {
-                self.others.push((name.to_owned(), value.clone()));
+        let texts =
+            ["postgresql.conf", SETTINGS_FILE].map(|file| fs::read_to_string(data_directory.join(file)));
+        let is_ours = texts[0].is_ok();
+        for (name, default) in AS_HIGH_AS_THE_PRIMARY {
+            let theirs = settings.get(name).and_then(|value| value.parse::<u32>().ok());
+            let ours = texts
+                .iter()
+                .flatten()
+                .filter_map(|text| number_in(text, name))
+                .next_back()
+                .unwrap_or(default);
+            if let Some(theirs) = theirs.filter(|theirs| !is_ours || *theirs > ours) {
+                self.others.push((name.to_owned(), theirs.to_string()));
             }
         }
     }
@@ -124,6 +131,15 @@ fn with_settings(text: &str, settings: &[(String, Option<String>)]) -> String {
         }
     }
     changed
+}
+
+/// The last number that a configuration file sets a name to. What it includes is not looked at.
+fn number_in(text: &str, name: &str) -> Option<u32> {
+    let of_name = |line: &&str| setting_name(line).is_some_and(|found| found.eq_ignore_ascii_case(name));
+    let line = text.lines().rfind(of_name)?;
+    let value = line.trim_start()[name.len()..].trim_start().trim_start_matches('=').trim_start();
+    let digits = value.trim_start_matches('\'');
+    digits[..digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len())].parse().ok()
 }
 
 /// The name in a line of a configuration file; `None` for comments and empty lines.
@@ -197,10 +213,27 @@ mod tests {
         let mut standby = StandbySettings::default();
         standby.add_primarys(folder.path(), &told);
         assert_eq!(standby.others, [("max_connections".to_owned(), "500".to_owned())]);
-        fs::write(folder.path().join("postgresql.conf"), "").unwrap();
-        let mut standby = StandbySettings::default();
-        standby.add_primarys(folder.path(), &told);
-        assert_eq!(standby.others, []);
+        // A configuration of this host's own is raised where it is lower, and only there.
+        let added = |own: &str| {
+            fs::write(folder.path().join("postgresql.conf"), own).unwrap();
+            let mut standby = StandbySettings::default();
+            standby.add_primarys(folder.path(), &told);
+            standby.others
+        };
+        let raised = [("max_connections".to_owned(), "500".to_owned())];
+        for own in [
+            "",
+            "max_connections = 499",
+            "max_connections=600\n Max_Connections '100'",
+            "# max_connections = 600",
+        ] {
+            assert_eq!(added(own), raised, "{own}");
+        }
+        for own in ["max_connections = 500", "max_connections = 100\nmax_connections\t= '1000' # more"] {
+            assert_eq!(added(own), [], "{own}");
+        }
+        fs::write(folder.path().join(SETTINGS_FILE), "max_connections = '700'\n").unwrap();
+        assert_eq!(added("max_connections = 100"), []);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::fault::Fault;
 use crate::pg::label::Tablespace;
 
 /// `-T OLD=NEW`: the tablespace that is at OLD goes to NEW.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Mapping {
     /// Its absolute path at the source.
     pub old: PathBuf,

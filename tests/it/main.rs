@@ -19,7 +19,7 @@ mod cluster;
 mod copy;
 /// SIGKILL of any of a pair's four processes at random moments, under load.
 mod crash;
-/// What is there already is not sent again: copies that were cut off, standbys that are made whole.
+/// Copies that were cut off: what is there already is not sent again, and nothing half-made starts.
 mod delta;
 /// What `walship demo` shows.
 mod demo;
@@ -47,6 +47,8 @@ mod proxy;
 mod refusals;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
+/// Standbys that are made whole of what is there: let go, damaged, diverged.
+mod reseed;
 /// The few queries, what they need, and how their errors are sorted.
 mod sql;
 /// A standby: joining, following, and what it survives.

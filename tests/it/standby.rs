@@ -280,7 +280,9 @@ async fn a_full_store_lets_the_absent_standby_go_and_says_so() {
     db1.sidecar.wait_log("the store is full").await;
     let table = db1.walship(&["status"]).await.succeeded();
     assert!(
-        table.contains("critical: db2 was let go, and WAL that it needs is no longer kept: seed it anew"),
+        table.contains(
+            "critical: db2 was let go, and WAL that it needs is no longer kept: `walship standby --reseed`"
+        ),
         "{table}"
     );
     db2.sidecar.expect_log("can't follow");
