@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -55,8 +55,10 @@ pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the ring. Blocks.
+/// Writes the ring. Blocks; one call at a time, for the last one of a node may meet one that was begun before.
 pub fn write(node: &Node) -> anyhow::Result<()> {
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     let slowest = super::retention::holds(node).into_iter().map(|hold| hold.lsn).min();
     node.vitals.samples.forget_below(slowest.unwrap_or(Lsn::INVALID));
     let text = serde_json::to_vec(&node.vitals.samples.all())?;
