@@ -255,7 +255,6 @@ fn new_configuration(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Op
         name: Some(name.parse().outcome(Outcome::Usage)?),
         store: Some(store),
         data_directory: Some(data_directory),
-        upstream: bundle.addresses.clone(),
         conninfo,
         bin_directory: over.bin_directory.as_ref().map(std::path::absolute).transpose()?,
         ..over.clone()

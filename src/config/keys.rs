@@ -62,7 +62,8 @@ pub const KEYS: &[Key] = &[
         "",
         "upstream",
         "[]",
-        "A standby's sources: addresses of other sidecars, in order of preference. Empty on a primary.",
+        "A standby's sources, the most preferred first: addresses of other sidecars, primary or standby. After them come \
+         the primary, wherever it is, and then any other standby. Empty: the primary.",
     ),
     later("", "http_listen", "\"\"", "Where to serve metrics and health checks. Empty: nowhere."),
     key(

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
@@ -61,6 +61,7 @@ fn report(error: &anyhow::Error, peer: std::net::SocketAddr) {
 
 async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow::Result<()> {
     let Link { mut conn, identity, address } = arrival.secure(&node.security()).await?;
+    let begun_as = node.role();
     let ours = node.hello(Purpose::Ask);
     let hello = handshake::answer(&mut conn, &ours, identity.as_ref(), |hello| {
         is_served_now(node, hello)?;
@@ -69,7 +70,9 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     .await?;
     let purpose = hello.purpose;
     epochs::hear(node, &hello, identity.as_ref()).await?;
-    if let Some(identity) = identity.filter(|_| matches!(purpose, Purpose::Stream | Purpose::Backup)) {
+    // A standby's list is the primary's, which hears of this one from there.
+    let enters = begun_as == NodeRole::Primary && matches!(purpose, Purpose::Stream | Purpose::Backup);
+    if let Some(identity) = identity.filter(|_| enters) {
         let entering = hello.clone();
         let entered =
             node.blocking("note the member", move |node| members::enter(node, &entering, &identity)).await?;
@@ -85,7 +88,11 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
         Purpose::Stream => {
             let downstream =
                 Downstream { name: Some(client), address: address.to_string(), store_uuid: hello.store_uuid };
-            stream(node, conn, downstream, streams).await
+            // What was said in the Hello no longer holds then; whoever follows comes again.
+            tokio::select! {
+                ended = stream(node, conn, downstream, streams) => ended,
+                () = no_longer_ships(node, begun_as) => Ok(()),
+            }
         }
         Purpose::Wal => {
             let downstream = Downstream { name: None, address: address.to_string(), store_uuid: None };
@@ -101,26 +108,71 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     }
 }
 
-/// Only a primary ships and is backed up in this version.
+/// Who has WAL ships it; copies are taken from the primary in this version.
 fn is_served_now(node: &Node, hello: &Hello) -> Result<(), Reject> {
     if hello.purpose == Purpose::Ask {
         return Ok(());
     }
+    let own = &node.config.name;
     if let Some((epoch, newer)) = node.superseded_by() {
         return Err(Reject {
             code: Code::Epoch,
-            message: format!("{} was superseded: {newer} was promoted with epoch {epoch}", node.config.name),
+            message: format!("{own} was superseded: {newer} was promoted with epoch {epoch}"),
             hint: format!("Follow {newer}."),
         });
     }
-    if node.role() == NodeRole::Primary {
-        return Ok(());
+    let not_ready = |message, hint: String| Err(Reject { code: Code::NotReady, message, hint });
+    match (node.role(), hello.purpose) {
+        (NodeRole::Primary, _) => Ok(()),
+        (NodeRole::Standby, Purpose::Stream | Purpose::Wal) if node.store.newest_timeline().is_some() => {
+            Ok(())
+        }
+        (NodeRole::Standby, Purpose::Stream | Purpose::Wal) => {
+            not_ready(format!("{own} has no WAL yet"), "It is joining; try again later.".to_owned())
+        }
+        (NodeRole::Standby, _) => not_ready(
+            format!("{own} is a standby, and copies are taken from the primary"),
+            match node.primary() {
+                Some((name, address)) => format!("The primary is {name}, at {address}."),
+                None => "`walship status` shows where the primary is.".to_owned(),
+            },
+        ),
     }
-    Err(Reject {
-        code: Code::NotReady,
-        message: format!("{} is a standby, and only the primary is followed or copied", node.config.name),
-        hint: "`walship status` shows where the primary is.".to_owned(),
-    })
+}
+
+/// A node's stream among those that run here.
+struct Place {
+    streams: Streams,
+    name: String,
+    token: CancellationToken,
+}
+
+impl Place {
+    /// Takes a node's place; who had it before is cancelled.
+    fn take(streams: &Streams, name: &str, token: CancellationToken) -> Place {
+        let place = Place { streams: Arc::clone(streams), name: name.to_owned(), token: token.clone() };
+        let mut all = place.lock();
+        if let Some(older) = all.insert(name.to_owned(), token) {
+            older.cancel();
+        }
+        drop(all);
+        place
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, CancellationToken>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        tracing::info!(standby = %self.name, "no longer shipping");
+        let mut all = self.lock();
+        // Only an entry that is still ours: cancelled, it belongs to a newer connection.
+        if !self.token.is_cancelled() {
+            all.remove(&self.name);
+        }
+    }
 }
 
 fn shipping(node: &Node) -> Shipping {
@@ -128,6 +180,7 @@ fn shipping(node: &Node) -> Shipping {
         store: node.store.clone(),
         vitals: Arc::clone(&node.vitals),
         members: node.members.subscribe(),
+        standing: node.standing.subscribe(),
         max_rate_bytes_per_second: node.config.max_rate_bytes_per_second,
     }
 }
@@ -139,27 +192,20 @@ async fn stream(
     streams: &Streams,
 ) -> anyhow::Result<()> {
     let client = downstream.name.clone().unwrap_or_default();
-    let token = node.token.child_token();
-    let lock = || streams.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(older) = lock().insert(client.clone(), token.clone()) {
-        older.cancel();
-    }
+    let place = Place::take(streams, &client, node.token.child_token());
     tracing::info!(standby = %client, address = %downstream.address, "shipping");
-    // A standby that becomes the primary, or a primary that no longer is one, ships nothing on old connections.
+    ship::run(conn, shipping(node), downstream, place.token.clone()).await
+}
+
+/// Waits until the node has changed its role, or is a primary that was superseded. Cancellation-safe.
+async fn no_longer_ships(node: &Node, begun_as: NodeRole) {
     let mut role = node.role.subscribe();
     let mut newer_primary = node.newer_primary.subscribe();
-    // All branches but the first only wait, and are cancellation-safe.
-    let ended = tokio::select! {
-        ended = ship::run(conn, shipping(node), downstream, token.clone()) => ended,
-        _ = role.wait_for(|role| *role != NodeRole::Primary) => Ok(()),
-        _ = newer_primary.wait_for(Option::is_some) => Ok(()),
-    };
-    // Only an entry that is still ours: cancelled, it belongs to a newer connection.
-    if !token.is_cancelled() {
-        lock().remove(&client);
+    // Neither sender is ever gone before the node is.
+    tokio::select! {
+        _ = role.wait_for(|role| *role != begun_as) => {}
+        _ = newer_primary.wait_for(|newer| begun_as == NodeRole::Primary && newer.is_some()) => {}
     }
-    tracing::info!(standby = %client, "no longer shipping");
-    ended
 }
 
 async fn back_up(node: &Arc<Node>, conn: Conn<Socket>, client: String) -> anyhow::Result<()> {

@@ -1,22 +1,29 @@
-//! Finding the primary and following it, for as long as this node is a standby.
+//! Following the best source there is, for as long as this node is a standby.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::fitness::{Fitness, Supply};
 use super::node::Node;
 use super::trouble;
+use super::upstreams::{self, Gone, Search, Source};
 use crate::clock::WallTime;
-use crate::config::Config;
+use crate::failpoint;
 use crate::fault::Fault;
-use crate::link::message::{Code, Hello, Purpose, Role};
-use crate::link::{Conn, LinkError, Socket, dial, handshake};
+use crate::link::LinkError;
+use crate::link::handshake::Mismatch;
+use crate::link::message::{Code, Route, Standing};
 use crate::pg::{Lsn, TimelineId};
 use crate::receive::{self, Diverged, Receiving};
-use crate::store::{Log, State};
+use crate::store::Log;
 use crate::vitals::Contact;
+
+/// Where a copy that is being made begins: a store that is empty, or does not lead there, begins there, too.
+type Start = Option<(TimelineId, Lsn)>;
 
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(2);
@@ -31,14 +38,14 @@ pub enum End {
     Stopped,
     /// What follows is kept nowhere any more, and this node may be seeded anew by itself.
     LogGone {
-        /// In the primary's words.
+        /// What each node that was asked has.
         reason: String,
     },
 }
 
-/// Follows whichever node is the primary, until `token` is cancelled. `start` is where a copy that is being made begins:
-/// a store that is empty, or does not lead there, begins there, too.
-pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: CancellationToken) -> End {
+/// Follows whichever source is best, until `token` is cancelled.
+pub async fn run(node: Arc<Node>, start: Start, token: CancellationToken) -> End {
+    let mut search = Search::new(&node, start);
     let mut delay = RETRY_MIN;
     let mut was_emptied = false;
     let mut reasons = Reasons::default();
@@ -46,7 +53,7 @@ pub async fn run(node: Arc<Node>, start: Option<(TimelineId, Lsn)>, token: Cance
     loop {
         // Not dropped at the token but ended by it, so that the store's writer is free when this returns.
         let begun = Instant::now();
-        let ended = attempt(&node, start, &token).await;
+        let ended = attempt(&mut search, &node, start, &token).await;
         if token.is_cancelled() {
             return End::Stopped;
         }
@@ -94,117 +101,177 @@ async fn empty(node: &Arc<Node>, lost: Lost, reason: &anyhow::Error) -> anyhow::
     Ok(())
 }
 
-/// Tries each address once; follows the first that is a primary.
+/// Finds the best source and follows it, and whatever is better, until the stream ends.
 async fn attempt(
+    search: &mut Search,
     node: &Arc<Node>,
-    start: Option<(TimelineId, Lsn)>,
+    start: Start,
     token: &CancellationToken,
 ) -> anyhow::Result<()> {
     // An upstream that is asked for what can't be kept here sends it in vain.
     node.blocking("look for room in the store", |node| node.store.check_room()).await??;
-    let mut failures = Vec::new();
-    for address in addresses(node) {
-        // Dropping a connection that is being made loses nothing.
-        let connected = tokio::select! {
-            connected = connect(node, &address) => connected,
-            () = token.cancelled() => return Ok(()),
-        };
-        match connected {
-            Ok((conn, hello)) => return follow(node, conn, hello, address, start, token).await,
-            Err(error) => failures.push((address, error)),
-        }
+    // Dropping a connection that is being made loses nothing.
+    let found = tokio::select! {
+        found = search.best() => found,
+        () = token.cancelled() => return Ok(()),
+    };
+    let mut source = found?;
+    while let Some(better) = follow(node, source, start, token).await? {
+        source = better;
     }
-    // The reason that a person can do most about comes last in the chain of attempts: a refusal says more than silence.
-    let refusal = failures.iter().position(|(_, error)| {
-        matches!(error.downcast_ref(), Some(LinkError::Rejected(reject)) if reject.code != Code::NotReady)
-    });
-    let told: Vec<String> = failures.iter().map(|(address, error)| format!("{address}: {error:#}")).collect();
-    match refusal {
-        Some(at) => Err(failures.swap_remove(at).1),
-        None if told.is_empty() => Err(Fault::usage(
-            "nobody to follow: there is no upstream and no member is known",
-            "Set `upstream` in walship.toml to the primary's address.",
-        )),
-        None => Err(anyhow::anyhow!("no primary answers ({})", told.join("; "))),
-    }
+    Ok(())
 }
 
-/// Where a primary may be: as configured, then as joined, then wherever a member is.
-pub fn addresses(node: &Node) -> Vec<String> {
-    addresses_of(&node.config, &node.store.state())
+/// Why a stream is left.
+enum Left {
+    /// There is a better source, connected to.
+    ForBetter(Box<Source>),
+    /// A promotion that the upstream does not know of.
+    Superseded { by: String },
+    /// The upstream's own WAL comes from here.
+    Loop(Mismatch),
 }
 
-/// The same for a node that is not running.
-pub fn addresses_of(config: &Config, state: &State) -> Vec<String> {
-    let members = state.members.iter().filter(|m| m.name != config.name).map(|m| m.advertise.clone());
-    let all = config
-        .upstream
-        .iter()
-        .map(ToString::to_string)
-        .chain(state.join_addresses.iter().cloned())
-        .chain(members);
-    let own = config.advertise.to_string();
-    let mut unique: Vec<String> = Vec::new();
-    for address in all.filter(|address| !address.is_empty() && *address != own) {
-        if !unique.contains(&address) {
-            unique.push(address);
-        }
-    }
-    unique
-}
-
-/// Dials a node and shakes hands for a stream.
-async fn connect(node: &Arc<Node>, address: &str) -> anyhow::Result<(Conn<Socket>, Hello)> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    let ours = node.hello(Purpose::Stream);
-    let hello = handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
-    anyhow::ensure!(hello.role == Role::Primary, "{} is {}", hello.node, hello.role.name());
-    Ok((link.conn, hello))
-}
-
+/// Follows one source until the stream ends, or a better one is found: then that one.
 async fn follow(
     node: &Arc<Node>,
-    conn: Conn<Socket>,
-    hello: Hello,
-    address: String,
-    start: Option<(TimelineId, Lsn)>,
+    source: Source,
+    start: Start,
     token: &CancellationToken,
-) -> anyhow::Result<()> {
-    let (epoch, version) = (hello.committed_epoch, hello.postgres_version);
-    let noted = node.blocking("note the upstream's epoch", move |node| {
-        node.store.update_state(|state| {
-            state.committed_epoch = state.committed_epoch.max(epoch);
-            state.promised_epoch = state.promised_epoch.max(state.committed_epoch);
-            state.server_version = version.unwrap_or(state.server_version);
-        })
-    });
-    noted.await?.context("note the upstream's epoch")?;
-    tracing::info!(upstream = %hello.node, %address, "following");
-    node.vitals.receive.update(|vitals| {
-        vitals.contact = Contact::Up { since: WallTime::now() };
-        vitals.upstream = hello.node.clone();
-        vitals.upstream_address = address;
-    });
+) -> anyhow::Result<Option<Source>> {
+    let Source { conn, hello, address, fitness } = source;
+    let version = hello.postgres_version;
+    let mut upstream = Upstream { node: hello.node.clone(), epoch: 0, fitness: watch::Sender::new(fitness) };
+    let said = Standing { route: hello.route.clone(), committed_epoch: hello.committed_epoch };
+    if let Some(mismatch) = upstream.take(node, said, version).await? {
+        return Err(LinkError::from(Box::new(mismatch)).into());
+    }
+    begin(node, &upstream.node, &address);
+    let (leave, leaving) = watch::channel(None);
     let receiving = Receiving {
         store: node.store.clone(),
         start,
         vitals: Arc::clone(&node.vitals),
         restartpoint: node.restartpoint.subscribe(),
         members: node.members.clone(),
+        standing: watch::Sender::new(None),
+        leave: leaving,
     };
+    let mut standing = receiving.standing.subscribe();
     let stream = token.child_token();
-    let mut newer_primary = node.newer_primary.subscribe();
     let mut receiving = std::pin::pin!(receive::run(conn, receiving, stream.clone()));
-    // Both branches are cancellation-safe: the stream is pinned outside and goes on below.
-    let newer = tokio::select! {
-        ended = &mut receiving => return ended,
-        newer = newer_primary.wait_for(|newer| newer.as_ref().is_some_and(|(newer, _)| *newer > epoch)) => {
-            newer.ok().and_then(|newer| newer.as_ref().map(|(_, name)| name.clone())).unwrap_or_default()
+    let mut better =
+        std::pin::pin!(upstreams::better(Arc::clone(node), address, upstream.fitness.subscribe()));
+    let left = loop {
+        // All branches are cancellation-safe: the stream and the search are pinned outside, the others only wait.
+        tokio::select! {
+            ended = &mut receiving => {
+                node.stand_on(Route::alone(&node.config.name));
+                return ended.map(|()| None);
+            }
+            by = superseded(node, upstream.epoch) => break Left::Superseded { by },
+            source = &mut better => break Left::ForBetter(Box::new(source)),
+            Ok(()) = standing.changed() => {
+                let Some(said) = standing.borrow_and_update().clone() else { continue };
+                if let Some(mismatch) = upstream.take(node, said, version).await? {
+                    break Left::Loop(mismatch);
+                }
+            }
         }
     };
-    stream.cancel();
-    receiving.await?;
-    Err(Superseded { node: hello.node, by: newer }.into())
+    match &left {
+        // It ends the stream once the upstream has been told.
+        Left::Loop(mismatch) => drop(leave.send_replace(Some(mismatch.reject()))),
+        Left::ForBetter(_) | Left::Superseded { .. } => stream.cancel(),
+    }
+    let ended = receiving.await;
+    conclude(node, upstream.node, left, ended)
+}
+
+/// Says whose WAL comes from now on.
+fn begin(node: &Node, upstream: &str, address: &str) {
+    tracing::info!(%upstream, %address, "following");
+    node.vitals.receive.update(|vitals| {
+        vitals.contact = Contact::Up { since: WallTime::now() };
+        vitals.upstream = upstream.to_owned();
+        vitals.upstream_address = address.to_owned();
+    });
+}
+
+/// What follows from leaving a stream that `ended` so.
+fn conclude(
+    node: &Node,
+    upstream: String,
+    left: Left,
+    ended: anyhow::Result<()>,
+) -> anyhow::Result<Option<Source>> {
+    match left {
+        // Those below need not hear of the moment in between.
+        Left::ForBetter(source) => {
+            ended?;
+            tracing::info!(from = %upstream, to = %source.hello.node, "moving to a better upstream");
+            Ok(Some(*source))
+        }
+        Left::Superseded { by } => {
+            node.stand_on(Route::alone(&node.config.name));
+            ended?;
+            Err(Superseded { node: upstream, by }.into())
+        }
+        Left::Loop(mismatch) => {
+            node.stand_on(Route::alone(&node.config.name));
+            Err(LinkError::from(Box::new(mismatch)).into())
+        }
+    }
+}
+
+/// The node that is followed, as it last said what it stands on.
+struct Upstream {
+    node: String,
+    /// The highest epoch that it knew to be committed.
+    epoch: u64,
+    fitness: watch::Sender<Fitness>,
+}
+
+impl Upstream {
+    /// Notes what the upstream stands on, durably, and stands on it. A way that leads through this node is a loop: the
+    /// one of it that is to leave gets the reason, and the others go on, for the loop is about to end.
+    async fn take(
+        &mut self,
+        node: &Arc<Node>,
+        said: Standing,
+        version: Option<u32>,
+    ) -> anyhow::Result<Option<Mismatch>> {
+        let Standing { route, committed_epoch } = said;
+        self.epoch = self.epoch.max(committed_epoch);
+        let noted = node.blocking("note the upstream's epoch", move |node| {
+            failpoint::hit("follow-stand");
+            node.store.update_state(|state| {
+                state.committed_epoch = state.committed_epoch.max(committed_epoch);
+                state.promised_epoch = state.promised_epoch.max(state.committed_epoch);
+                state.server_version = version.unwrap_or(state.server_version);
+            })
+        });
+        noted.await?.context("note the upstream's epoch")?;
+        let below = match route.below(&node.config.name) {
+            Ok(below) => below,
+            Err(found) if found.is_ours_to_break => {
+                let (source_node, target_node) = (self.node.clone(), node.config.name.clone());
+                return Ok(Some(Mismatch::Loop { source_node, target_node, route }));
+            }
+            Err(found) => found.cut,
+        };
+        let supply = if below.from_primary { Supply::Flowing } else { Supply::Dry };
+        self.fitness.send_if_modified(|fitness| std::mem::replace(&mut fitness.supply, supply) != supply);
+        node.stand_on(below);
+        Ok(None)
+    }
+}
+
+/// Waits until a promotion is heard of that is above an epoch; the node that was promoted. Cancellation-safe.
+async fn superseded(node: &Node, epoch: u64) -> String {
+    let mut newer_primary = node.newer_primary.subscribe();
+    let newer = newer_primary.wait_for(|newer| newer.as_ref().is_some_and(|(newer, _)| *newer > epoch)).await;
+    newer.ok().and_then(|newer| newer.as_ref().map(|(_, name)| name.clone())).unwrap_or_default()
 }
 
 /// The upstream is the primary no more.
@@ -215,7 +282,7 @@ struct Superseded {
     by: String,
 }
 
-/// Why a standby that reaches its primary still can't go on where its log ends: it must be seeded anew.
+/// Why a standby that reaches others still can't go on where its log ends: it must be seeded anew.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Lost {
     /// What follows is kept nowhere any more.
@@ -226,16 +293,17 @@ pub enum Lost {
 
 impl Lost {
     fn of(error: &anyhow::Error) -> Option<Lost> {
+        if Fault::find::<Gone>(error).is_some() {
+            return Some(Lost::Gone);
+        }
         let code = match Fault::find(error) {
             Some(LinkError::Rejected(reject)) => Some(reject.code),
             Some(LinkError::Mismatch(mismatch)) => Some(mismatch.code()),
             _ => None,
         };
-        match code {
-            Some(Code::Removed) => Some(Lost::Gone),
-            Some(Code::Diverged | Code::TimelineIdentity) => Some(Lost::Diverged),
-            _ => Fault::find::<Diverged>(error).map(|_| Lost::Diverged),
-        }
+        let has_diverged = matches!(code, Some(Code::Diverged | Code::TimelineIdentity))
+            || Fault::find::<Diverged>(error).is_some();
+        has_diverged.then_some(Lost::Diverged)
     }
 }
 
@@ -250,17 +318,25 @@ impl Reasons {
             Some(LinkError::Rejected(reject)) => Some(reject.code),
             _ => None,
         };
+        let lost = Lost::of(error);
+        let is_loop = matches!(error.downcast_ref(), Some(LinkError::Mismatch(mismatch)) if mismatch.code() == Code::Route);
         let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
             || error.downcast_ref::<Superseded>().is_some()
             // The store itself tells of its disk.
             || trouble::is_of_disk(error)
+            || is_loop
+            || matches!(rejected, Some(Code::Route | Code::Removed))
             || reason.starts_with("no primary");
         // The words of a refusal change with the positions in them.
-        let key = rejected.map_or_else(|| reason.clone(), |code| format!("{code:?}"));
+        let key = match (rejected, lost) {
+            (Some(code), _) => format!("{code:?}"),
+            (None, Some(lost)) => format!("{lost:?}"),
+            (None, None) => reason.clone(),
+        };
         if self.0.replace(key.clone()) == Some(key) {
             return;
         }
-        if Lost::of(error).is_some() {
+        if lost.is_some() {
             tracing::error!(
                 "this standby can't follow: {reason}; it must be seeded anew: `walship standby --reseed`"
             );

@@ -9,6 +9,7 @@ mod ask;
 mod attempts;
 pub mod control;
 mod epochs;
+mod fitness;
 mod follow;
 mod join;
 pub mod local_copy;
@@ -29,6 +30,7 @@ mod signals;
 mod standby;
 mod status;
 mod trouble;
+mod upstreams;
 mod wait;
 
 use std::convert::Infallible;

@@ -16,7 +16,7 @@ use crate::backup::Backups;
 use crate::clock::WallTime;
 use crate::config::Config;
 use crate::feed::ReplyRequests;
-use crate::link::message::{self, Hello, Positions, Purpose, Role};
+use crate::link::message::{self, Hello, Positions, Purpose, Role, Route, Standing, StoreStart};
 use crate::link::{PROTOCOL, Security};
 use crate::pg::sql::sync::SyncSetting;
 use crate::pg::{Conninfo, Lsn};
@@ -45,6 +45,8 @@ pub struct Node {
     pub role: watch::Sender<NodeRole>,
     /// All nodes as the primary knows them; on a standby as it passed them on.
     pub members: watch::Sender<Vec<message::Member>>,
+    /// How WAL comes to this node, for those who follow it.
+    pub standing: watch::Sender<Standing>,
     /// Where the local PostgreSQL would begin to replay after a crash; invalid while unknown.
     pub restartpoint: watch::Sender<Lsn>,
     /// How far the members are, and what that releases while this node is the primary.
@@ -90,6 +92,7 @@ impl Node {
             vitals,
             role: watch::Sender::new(role),
             members: watch::Sender::new(Vec::new()),
+            standing: watch::Sender::new(Standing::default()),
             restartpoint: watch::Sender::new(Lsn::INVALID),
             setting: watch::Sender::new(None),
             tracker: Mutex::new(Tracker::new(&config.name)),
@@ -172,7 +175,26 @@ impl Node {
             postgres_version: (state.server_version > 0).then_some(state.server_version),
             segment_size: Some(identity.segment_size.bytes()),
             advertise: Some(self.config.advertise.to_string()),
+            route: self.standing.borrow().route.clone(),
+            kept: self.store.oldest().map(|(timeline, start_lsn)| StoreStart { timeline, start_lsn }),
         }
+    }
+
+    /// Notes how WAL comes to this node from now on, and tells those who follow it.
+    pub fn stand_on(&self, route: Route) {
+        let standing = Standing { route, committed_epoch: self.store.state().committed_epoch };
+        self.standing.send_if_modified(|current| {
+            let changed = *current != standing;
+            *current = standing;
+            changed
+        });
+    }
+
+    /// The primary as it is known here: its name, and where it is reached.
+    pub fn primary(&self) -> Option<(String, String)> {
+        let members = self.members.borrow();
+        let primary = members.iter().find(|member| member.role == Role::Primary)?;
+        Some((primary.name.clone(), primary.advertise.clone().unwrap_or_default()))
     }
 
     /// Where it is, when its store holds anything.

@@ -14,18 +14,18 @@ use tokio::time::{Instant, sleep, timeout};
 use super::ask::{ANSWER_WITHIN, ask};
 use super::node::Node;
 use super::request::Request;
-use super::{follow, members, setting};
+use super::{members, setting, upstreams};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
-use crate::link::message::{Answer, PostgresAnswer, Purpose, Role};
+use crate::link::message::{Answer, PostgresAnswer, Purpose, Role, Route};
 use crate::pg::sql::promotion as sql;
 use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Policy;
 use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
 use crate::store::{Branch, MemberRole, NodeRole, State, Store};
-use crate::vitals::{Contact, FeedVitals};
+use crate::vitals::FeedVitals;
 
 /// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
 const DRAIN_STALL: Duration = Duration::from_secs(60);
@@ -64,9 +64,9 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
         primary: Primary::Unreachable,
         others: Vec::new(),
     };
-    // Whoever is followed at this moment is there, even if it did not answer in time.
-    if matches!(receive.contact, Contact::Up { .. }) {
-        facts.primary = Primary::Unsure { node: receive.upstream };
+    // The primary whose WAL comes at this moment is there, even if it did not answer in time.
+    if let Some(primary) = node.standing.borrow().route.primary() {
+        facts.primary = Primary::Unsure { node: primary.to_owned() };
     }
     for answer in answers.values() {
         facts.committed_epoch = answer.committed_epoch.max(facts.committed_epoch);
@@ -120,7 +120,7 @@ async fn last_record(node: &Arc<Node>) -> anyhow::Result<Option<Lsn>> {
 /// Asks at every address where a node may be, not only those of the members that were noted: a standby that has just
 /// joined knows no member yet, and must not take that for a primary's silence. By node.
 async fn ask_everyone(node: &Arc<Node>) -> BTreeMap<String, Answer> {
-    let mut addresses: BTreeSet<String> = follow::addresses(node).into_iter().collect();
+    let mut addresses: BTreeSet<String> = upstreams::addresses(node).into_iter().collect();
     addresses.extend(members::others(node).into_iter().map(|member| member.advertise));
     let mut asked = JoinSet::new();
     for address in addresses.into_iter().filter(|address| !address.is_empty()) {
@@ -265,6 +265,7 @@ pub fn note_primary(state: &mut State) {
 /// What everything that runs here looks at.
 pub fn act_as_primary(node: &Node) {
     node.newer_primary.send_replace(None);
+    node.stand_on(Route::of_primary(&node.config.name));
     node.role.send_replace(NodeRole::Primary);
 }
 

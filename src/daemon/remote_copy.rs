@@ -106,15 +106,7 @@ impl Source {
             source.address = address;
             match source.greet(Purpose::Ask).await {
                 Ok((_, hello)) if hello.role == Role::Primary => return Ok(source),
-                Ok((_, hello)) => failures.push(Fault::refused(
-                    format!(
-                        "{} at {} is {}, and only the primary is copied",
-                        hello.node,
-                        source.address,
-                        hello.role.name()
-                    ),
-                    "Name the primary's address with --from; `walship status` shows it.",
-                )),
+                Ok((_, hello)) => failures.push(source.refusal_of(&hello).await),
                 Err(error) => failures.push(error.context(format!("ask {}", source.address))),
             }
         }
@@ -124,6 +116,21 @@ impl Source {
         }
         let told: Vec<String> = failures.iter().map(|error| format!("{error:#}")).collect();
         Err(NoPrimary { told: told.join("; ") }).hint("Name the primary's address with --from.")
+    }
+
+    /// Why another than the primary is not copied. Asked for a copy it says where the primary is.
+    async fn refusal_of(&self, asked: &Hello) -> anyhow::Error {
+        let refused = self.greet(Purpose::Backup).await.err();
+        let hint = refused.as_ref().and_then(Fault::hint_of).unwrap_or("`walship status` shows the primary.");
+        Fault::refused(
+            format!(
+                "{} at {} is {}, and only the primary is copied",
+                asked.node,
+                self.address,
+                asked.role.name()
+            ),
+            format!("{hint} Name its address with --from."),
+        )
     }
 
     async fn connect(&self, purpose: Purpose) -> anyhow::Result<Conn<Socket>> {
@@ -198,7 +205,7 @@ async fn receive<S: AsyncRead>(mut reader: Reader<S>, sink: &WalSink) -> anyhow:
                 }
             }
             Message::Timeline(timeline) => enter(timeline, sink).await?,
-            Message::Heartbeat(_) | Message::Samples(_) | Message::Members(_) => {}
+            Message::Heartbeat(_) | Message::Samples(_) | Message::Members(_) | Message::Standing(_) => {}
             other => return Err(LinkError::unexpected("Wal", other)).advised(),
         }
     }

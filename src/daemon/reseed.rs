@@ -7,10 +7,10 @@ use std::time::Instant;
 use anyhow::Context;
 use tokio::sync::oneshot;
 
-use super::follow;
 use super::join;
 use super::node::{Node, load_credentials};
 use super::seed::Seed;
+use super::upstreams;
 use crate::config::Config;
 use crate::fault::{Fault, WithFault};
 use crate::pg::control::{ClusterState, ControlFile};
@@ -77,7 +77,7 @@ pub async fn look(config: &Config, state: &State) -> anyhow::Result<Plan> {
         anyhow::Ok((kind, is_running, outlook::of(&data_directory)))
     });
     let (kind, is_running, outlook) = looked.await.context("look at the data directory")??;
-    let addresses = follow::addresses_of(config, state);
+    let addresses = upstreams::addresses_of(config, state);
     let asker = join::Asker {
         config,
         addresses: &addresses,

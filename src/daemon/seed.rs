@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::attempts::{PrimaryChanged, until_copied};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{follow, join};
+use super::{follow, join, upstreams};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::feed;
@@ -134,7 +134,7 @@ impl Following {
 /// A connection to the primary for a part of the backup.
 async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Socket>> {
     let mut failures = Vec::new();
-    for address in follow::addresses(node) {
+    for address in upstreams::addresses(node) {
         let tried = async {
             let Link { mut conn, identity, .. } = dial::dial(&address, &node.security()).await?;
             let hello = handshake::greet(&mut conn, &node.hello(purpose), identity.as_ref()).await?;

@@ -11,6 +11,7 @@ use super::promotion;
 use super::request::Request;
 use super::{follow, members, postgres, reseed, retention, samples, trouble};
 use crate::feed::{self, ServerVersion};
+use crate::link::message::Route;
 use crate::pg::{postmaster, sql};
 use crate::store::{NodeRole, State};
 
@@ -43,6 +44,7 @@ pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End
         trouble::until_noted(&node, "note the role", become_standby).await?;
         std::future::pending().await
     };
+    node.stand_on(Route::alone(&node.config.name));
     node.role.send_replace(NodeRole::Standby);
     let token = node.token.child_token();
     let mut feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), token.clone()));

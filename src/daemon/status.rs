@@ -63,6 +63,10 @@ pub fn of(node: &Node) -> Status {
             .filter_map(|identity| identity.parent)
             .map(|(timeline, end_lsn)| Ancestor { timeline, end_lsn })
             .collect(),
+        route: {
+            let standing = node.standing.borrow();
+            (standing.route.nodes.clone(), standing.route.from_primary)
+        },
         members: node.members.borrow().iter().map(member_of).collect(),
         commits: ack::report(node),
         seeding: seeding(node),

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::link::message::{Digest, Member, OpenFrame, Resume};
+use crate::link::message::{Digest, Member, OpenFrame, Reject, Resume, Standing};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER, Reader};
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{Store, Writer};
@@ -38,6 +38,10 @@ pub struct Receiving {
     pub restartpoint: watch::Receiver<Lsn>,
     /// The members, as the primary passes them on.
     pub members: watch::Sender<Vec<Member>>,
+    /// How the upstream's own WAL comes to it, as it says; `None` before it has.
+    pub standing: watch::Sender<Option<Standing>>,
+    /// Set when the upstream is not to be followed any more, and to be told why.
+    pub leave: watch::Receiver<Option<Reject>>,
 }
 
 /// Follows an upstream, whose Hello is done, until it goes or `token` is cancelled. What was appended stays; the next
@@ -141,6 +145,10 @@ async fn read<S: AsyncRead>(
                 let keep = move || store.update_state(|state| state.policy = *policy);
                 tokio::task::spawn_blocking(keep).await.context("keep the policy")??;
                 stored.send_replace(serial);
+                continue;
+            }
+            Message::Standing(standing) => {
+                receiving.standing.send_replace(Some(standing));
                 continue;
             }
             other => return Err(LinkError::unexpected("Wal", other).into()),

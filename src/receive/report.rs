@@ -1,16 +1,22 @@
 //! What goes back up: how far this node is, and what its PostgreSQL needs kept.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use tokio::io::AsyncWrite;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Receiving;
-use crate::link::message::Ack;
-use crate::link::{HEARTBEAT_EVERY, Message, Writer};
+use crate::link::message::{Ack, Reject};
+use crate::link::{HEARTBEAT_EVERY, LinkError, Message, Writer};
 use crate::pg::Lsn;
 use crate::store::Store;
 use crate::vitals::Contact;
+
+/// How long an upstream that is left may take to hang up. Until then it is read from, or the kernel would reset the
+/// connection and the reason would be lost with it.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
 /// fsyncs whenever something was appended; one call covers all that arrived while the last one ran.
 pub(super) async fn keep_durable(store: Store) -> anyhow::Result<()> {
@@ -32,6 +38,7 @@ pub(super) async fn send<S: AsyncWrite>(
     let mut positions = receiving.store.positions();
     let mut feed = receiving.vitals.feed.watch();
     let mut restartpoint = receiving.restartpoint.clone();
+    let mut leave = receiving.leave.clone();
     let mut tick = interval(HEARTBEAT_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut sent_ack, mut sent_feedback) = (None, None);
@@ -43,6 +50,12 @@ pub(super) async fn send<S: AsyncWrite>(
             changed = feed.changed() => { changed.context("the feed's vitals are gone")?; false }
             changed = stored.changed() => { changed.context("the stream is no longer read")?; false }
             changed = restartpoint.changed() => { changed.context("the restartpoint is no longer watched")?; false }
+            reject = reason_to_leave(&mut leave) => {
+                up.write(Message::Reject(reject.clone())).await?;
+                up.close().await?;
+                tokio::time::sleep(LEAVE_WITHIN).await;
+                return Err(LinkError::Refused(Box::new(reject)).into());
+            }
         };
         let at = *positions.borrow_and_update();
         let fed = feed.borrow_and_update().clone();
@@ -69,5 +82,14 @@ pub(super) async fn send<S: AsyncWrite>(
             up.write(Message::Feedback(fed.feedback.unwrap_or_default())).await?;
             sent_feedback = fed.feedback;
         }
+    }
+}
+
+/// Waits until there is one. Cancellation-safe.
+async fn reason_to_leave(leave: &mut watch::Receiver<Option<Reject>>) -> Reject {
+    match leave.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+        Ok(Some(reject)) => reject,
+        // Nobody is left who could say so.
+        _ => std::future::pending().await,
     }
 }

@@ -19,6 +19,8 @@ pub struct About {
     pub store: StoreFacts,
     /// Where the timelines before the newest ended.
     pub ancestors: Vec<Ancestor>,
+    /// The way of the WAL to this node, from this node up, and whether it begins at a primary.
+    pub route: (Vec<String>, bool),
     /// The member list.
     pub members: Vec<Member>,
     /// What commits wait for.
@@ -41,7 +43,7 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
     let mut status = Status {
         taken_at: now.wall,
         primary: now.primary_end(&about, vitals),
-        upstream: standby.then(|| now.upstream(vitals.receive.get())),
+        upstream: standby.then(|| now.upstream(vitals.receive.get(), about.route)),
         feed: standby.then(|| now.feed(vitals.feed.get())),
         downstreams: now.downstreams(vitals),
         backups: backups(vitals),
@@ -122,13 +124,15 @@ impl Now {
         }
     }
 
-    fn upstream(&self, receive: ReceiveVitals) -> Upstream {
+    fn upstream(&self, receive: ReceiveVitals, (route, from_primary): (Vec<String>, bool)) -> Upstream {
         Upstream {
             name: receive.upstream,
             address: receive.upstream_address,
             contact: receive.contact,
             last_contact: receive.last_heard.map(|heard| self.wall(heard)),
             traffic: Traffic { raw_bytes: receive.raw_bytes, wire_bytes: receive.wire_bytes },
+            route,
+            from_primary,
         }
     }
 
@@ -211,6 +215,7 @@ mod tests {
                 holds: Vec::new(),
             },
             ancestors: Vec::new(),
+            route: (Vec::new(), true),
             members: Vec::new(),
             seeding: None,
             commits: None,

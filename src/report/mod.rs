@@ -191,6 +191,10 @@ pub struct Upstream {
     pub last_contact: Option<WallTime>,
     /// What came over it.
     pub traffic: Traffic,
+    /// The way of the WAL: this node, the upstream, the one that it follows, and so on, as far as it is known.
+    pub route: Vec<String>,
+    /// The last of them is the primary.
+    pub from_primary: bool,
 }
 
 /// The local standby as it follows this sidecar.

@@ -10,7 +10,7 @@ pub use commits::commits;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};
-use super::{Role, Seeding, Status, Traffic, units, warnings};
+use super::{Role, Seeding, Status, Traffic, Upstream, units, warnings};
 use crate::clock::WallTime;
 use crate::pg::Lsn;
 use crate::vitals::Contact;
@@ -136,6 +136,10 @@ fn facts(status: &Status) -> Grid {
     if let Some(seeding) = &status.seeding {
         fact("seeding", seeding_in_words(seeding));
     }
+    // Straight from the primary is not worth a line.
+    if let Some(upstream) = status.upstream.as_ref().filter(|up| up.route.len() > 2 || !up.from_primary) {
+        fact("way", way(upstream));
+    }
     if let Some(feed) = &status.feed {
         let replayed = position(feed.replayed);
         fact("feed", format!("replayed {replayed}, {}", connection(&feed.contact, status.taken_at)));
@@ -182,6 +186,12 @@ fn primary(status: &Status) -> String {
         Link::Cut(None) => "never heard".to_owned(),
     };
     format!("flushed {}, {heard}", position(primary.flush_lsn))
+}
+
+/// The way of the WAL to this node, as it flows.
+fn way(upstream: &Upstream) -> String {
+    let end = if upstream.from_primary { "" } else { " <- nobody" };
+    format!("{}{end}", upstream.route.join(" <- "))
 }
 
 /// How a connection is doing; why it is not doing well is said by the warnings.

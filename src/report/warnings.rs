@@ -28,6 +28,7 @@ pub fn of(status: &Status) -> Vec<String> {
     let mut warnings = status.warnings.clone();
     warnings.extend(primary(status));
     warnings.extend(feed(status));
+    warnings.extend(way(status));
     warnings.extend(silent(status));
     warnings.extend(superseded(status));
     warnings.extend(commits::warnings(status));
@@ -63,6 +64,15 @@ fn feed(status: &Status) -> Option<String> {
         }
     };
     Some(format!("the local PostgreSQL has taken no WAL {since}: is it running?"))
+}
+
+/// Following somebody who has no primary is better than nothing, and not what one wants.
+fn way(status: &Status) -> Option<String> {
+    let upstream = status.upstream.as_ref().filter(|upstream| !upstream.from_primary)?;
+    let is_up = matches!(upstream.contact, Contact::Up { .. });
+    is_up.then(|| {
+        format!("{} is followed, and has no way to a primary: {}", upstream.name, upstream.route.join(" <- "))
+    })
 }
 
 fn reason(contact: &Contact) -> String {

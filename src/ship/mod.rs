@@ -2,7 +2,8 @@
 //!
 //! A downstream is a position: it is sent the compressed bytes as they stand in the segment files, whether it is in
 //! step or a week behind, and a stalled one costs nothing but its position. Both directions run at once: WAL,
-//! heartbeats and members go out, acknowledgements and feedback come in. File reads run on blocking threads.
+//! heartbeats, members and the way of the WAL go out, acknowledgements and feedback come in. File reads run on blocking
+//! threads. It is the same on a primary and on a standby that others follow: what ships is the store.
 
 mod acks;
 mod pace;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::WallTime;
-use crate::link::message::{self, Code, Member, Reject, Resume};
+use crate::link::message::{self, Code, Member, Reject, Resume, Standing};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER};
 use crate::store::{Cursor, OpenFrame, Store, StoreError, TimelineIdentity, Visibility};
 use crate::vitals::{Contact, DownstreamVitals, Vitals};
@@ -30,6 +31,8 @@ pub struct Shipping {
     pub vitals: Arc<Vitals>,
     /// All members, passed on at every change.
     pub members: watch::Receiver<Vec<Member>>,
+    /// How WAL comes to this node, passed on at every change.
+    pub standing: watch::Receiver<Standing>,
     /// The most that goes over the link; `None` for as fast as it goes.
     pub max_rate_bytes_per_second: Option<u64>,
 }
@@ -92,13 +95,14 @@ async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, R
         bytes: frame.bytes,
         sha256: frame.sha256.0,
     });
-    let (store, timeline, lsn) = (store.clone(), resume.timeline, resume.lsn);
+    let removed = |message| reject(Code::Removed, message, "Another node's store may have it still.");
+    let (reading, timeline, lsn) = (store.clone(), resume.timeline, resume.lsn);
     let opened = tokio::task::spawn_blocking(move || {
-        let cursor = store.cursor(timeline, lsn, Visibility::Appended)?;
-        if let Some((next, switch_lsn)) = store.switch_of(timeline).filter(|(_, end)| lsn >= *end) {
+        let cursor = reading.cursor(timeline, lsn, Visibility::Appended)?;
+        if let Some((next, switch_lsn)) = reading.switch_of(timeline).filter(|(_, end)| lsn >= *end) {
             // It goes on with the next one at once: that has to be here, too.
-            let start = store.identity().segment_size.start_of(switch_lsn);
-            store.cursor(next, start, Visibility::Appended)?;
+            let start = reading.identity().segment_size.start_of(switch_lsn);
+            reading.cursor(next, start, Visibility::Appended)?;
         }
         match frame {
             Some(frame) => cursor.resume(&frame),
@@ -107,14 +111,20 @@ async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, R
     });
     match opened.await.context("open the store for reading")? {
         Ok(cursor) => Ok(Ok(cursor)),
-        Err(error @ StoreError::Removed { .. }) => {
-            reject(Code::Removed, error.to_string(), "The log it needs is gone: take a new base backup.")
+        Err(error @ StoreError::Removed { .. }) => removed(error.to_string()),
+        // A store that was begun after a promotion does not have what was before, and one that has yet to take part in
+        // a promotion will.
+        Err(error @ StoreError::UnknownTimeline { .. }) => {
+            let (oldest, newest) = (store.oldest().map(|(oldest, _)| oldest), store.newest_timeline());
+            if oldest.is_some_and(|oldest| timeline < oldest) {
+                removed(error.to_string())
+            } else if newest.is_none_or(|newest| newest < timeline) {
+                reject(Code::NotReady, error.to_string(), "It is about to follow there; try again.")
+            } else {
+                let hint = "It is on a branch of history that this node does not have.";
+                reject(Code::Diverged, error.to_string(), hint)
+            }
         }
-        Err(error @ StoreError::UnknownTimeline { .. }) => reject(
-            Code::Diverged,
-            error.to_string(),
-            "It is on a branch of history that this node does not have.",
-        ),
         Err(error) => Err(error.into()),
     }
 }

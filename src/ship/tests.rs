@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Downstream, Shipping};
-use crate::link::message::{Ack, Code, Member, Resume};
+use crate::link::message::{Ack, Code, Member, Resume, Standing};
 use crate::link::{Conn, LinkError, Message};
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
 use crate::pg::{Lsn, SegmentSize, TimelineId, WAL_PAGE_BYTES};
@@ -49,6 +49,7 @@ struct Connected {
     receive: tokio::task::JoinHandle<anyhow::Result<()>>,
     target_vitals: Arc<Vitals>,
     _members: watch::Sender<Vec<Member>>,
+    _standing: watch::Sender<Standing>,
     _restartpoint: watch::Sender<Lsn>,
 }
 
@@ -57,10 +58,12 @@ impl Connected {
         let token = CancellationToken::new();
         let (one, two) = tokio::io::duplex(pipe_bytes);
         let (members, restartpoint) = (watch::Sender::new(Vec::new()), watch::Sender::new(Lsn::INVALID));
+        let standing = watch::Sender::new(Standing::default());
         let shipping = Shipping {
             store: source.clone(),
             vitals: Arc::new(Vitals::default()),
             members: members.subscribe(),
+            standing: standing.subscribe(),
             max_rate_bytes_per_second: None,
         };
         let target_vitals = Arc::new(Vitals::default());
@@ -70,6 +73,8 @@ impl Connected {
             vitals: Arc::clone(&target_vitals),
             restartpoint: restartpoint.subscribe(),
             members: watch::Sender::new(Vec::new()),
+            standing: watch::Sender::new(None),
+            leave: watch::Sender::new(None).subscribe(),
         };
         let downstream = Downstream { name: Some("db2".into()), address: "pipe".into(), store_uuid: None };
         Connected {
@@ -77,6 +82,7 @@ impl Connected {
             receive: tokio::spawn(receive::run(Conn::new(two), receiving, token.clone())),
             target_vitals,
             _members: members,
+            _standing: standing,
             _restartpoint: restartpoint,
             token,
         }
@@ -286,11 +292,12 @@ async fn what_a_standby_acknowledged_on_the_old_timeline_does_not_count_on_the_n
     // It holds WAL of timeline 1 past its end, and says so when it is led to the next one.
     let (one, two) = tokio::io::duplex(8 << 20);
     let vitals = Arc::new(Vitals::default());
-    let members = watch::Sender::new(Vec::new());
+    let (members, standing) = (watch::Sender::new(Vec::new()), watch::Sender::new(Standing::default()));
     let shipping = Shipping {
         store: source,
         vitals: Arc::clone(&vitals),
         members: members.subscribe(),
+        standing: standing.subscribe(),
         max_rate_bytes_per_second: None,
     };
     let downstream = Downstream { name: Some("db2".into()), address: "pipe".into(), store_uuid: None };

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::pace::Pace;
 use super::{Entry, Shipping, wire_identity};
 use crate::clock::WallTime;
-use crate::link::message::{Heartbeat, Member, Timeline, Wal};
+use crate::link::message::{Heartbeat, Member, Standing, Timeline, Wal};
 use crate::link::{HEARTBEAT_EVERY, Message, Writer};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Kept;
@@ -33,6 +33,7 @@ pub(super) async fn send<S: AsyncWrite>(
         positions: shipping.store.positions(),
         members: shipping.members.clone(),
         policy: shipping.store.policy(),
+        standing: shipping.standing.clone(),
         sent_lsn: cursor.lsn(),
         heartbeat_at: Instant::now(),
         pace: Pace::new(shipping.max_rate_bytes_per_second),
@@ -40,6 +41,7 @@ pub(super) async fn send<S: AsyncWrite>(
     };
     sender.members.mark_changed();
     sender.policy.mark_changed();
+    sender.standing.mark_changed();
     sender.send_samples().await?;
     sender.send_timeline(timeline).await?;
     let mut cursor = cursor;
@@ -80,6 +82,7 @@ struct Sender<'a, S> {
     positions: watch::Receiver<Positions>,
     members: watch::Receiver<Vec<Member>>,
     policy: watch::Receiver<Kept>,
+    standing: watch::Receiver<Standing>,
     sent_lsn: Lsn,
     heartbeat_at: Instant,
     pace: Pace,
@@ -126,8 +129,9 @@ impl<S: AsyncWrite> Sender<'_, S> {
         Ok(())
     }
 
-    /// The heartbeat when it is due, and members and policy when they changed. A heartbeat says where the primary is
-    /// only when that was heard since the last one: an old position sent again would look like a primary that lives.
+    /// The heartbeat when it is due; members, policy and the way of the WAL when they changed. A heartbeat says where the
+    /// primary is only when that was heard since the last one: an old position sent again would look like a primary that
+    /// lives.
     async fn send_news(&mut self) -> anyhow::Result<()> {
         if self.heartbeat_at <= Instant::now() {
             self.heartbeat_at = Instant::now() + HEARTBEAT_EVERY;
@@ -149,6 +153,10 @@ impl<S: AsyncWrite> Sender<'_, S> {
             let policy = self.policy.borrow_and_update().clone();
             self.writer.write(Message::Policy(Box::new(policy))).await?;
         }
+        if self.standing.has_changed().unwrap_or(false) {
+            let standing = self.standing.borrow_and_update().clone();
+            self.writer.write(Message::Standing(standing)).await?;
+        }
         Ok(())
     }
 
@@ -164,6 +172,10 @@ impl<S: AsyncWrite> Sender<'_, S> {
             changed = self.policy.changed(), if self.entry.name.is_some() => {
                 self.policy.mark_changed();
                 changed.context("the store was closed")
+            }
+            changed = self.standing.changed() => {
+                self.standing.mark_changed();
+                changed.context("the way of the WAL is no longer kept")
             }
             () = sleep_until(self.heartbeat_at) => Ok(()),
         }

@@ -280,6 +280,11 @@ impl Store {
         self.state().switch_of(timeline)
     }
 
+    /// The oldest timeline that there is WAL of, and the first position kept of it.
+    pub fn oldest(&self) -> Option<(TimelineId, Lsn)> {
+        self.index().iter().next().map(|((timeline, _), segment)| (*timeline, segment.start))
+    }
+
     /// The first position kept of a timeline.
     pub fn start_of(&self, timeline: TimelineId) -> Option<Lsn> {
         self.index().first(timeline).map(|segment| segment.start)

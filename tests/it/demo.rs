@@ -16,7 +16,8 @@ async fn the_demo_ends_well_and_leaves_nothing() {
     let expected = [
         "db1$ walship init --name db1 -D data",
         "db3$ walship standby --join ../db1/db3.join",
-        "healed; db2 has caught up",
+        "it flows db2 <- db3 <- db1",
+        "it flows db2 <- db1",
         "is the primary of epoch 1",
         "follows it by itself, on timeline 2",
         "rows were acknowledged and shipped: all are on db",

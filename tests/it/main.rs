@@ -11,6 +11,8 @@ mod ack;
 mod basebackup;
 /// The primary's WAL into the store.
 mod capture;
+/// Standbys that follow standbys.
+mod cascade;
 /// What `walship check` finds, and whether what it prints mends it.
 mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.

@@ -1,6 +1,7 @@
 //! The primary is lost, and a standby takes its place.
 
 use anyhow::ensure;
+use walship::demo::digest;
 use walship::report::{Role, Status};
 
 use crate::harness::{Node, Test, eventually};
@@ -30,6 +31,21 @@ async fn three(test: &Test) -> (Node, Node, Node) {
         standby.knows(&["db1", "db2", "db3"]).await;
     }
     (db1, db2, db3)
+}
+
+/// Writes more than goes over a slow link meanwhile.
+async fn write_much(node: &Node, table: &str) {
+    let statement = format!(
+        "CREATE TABLE {table} AS SELECT repeat(md5(a::text), 10) FROM generate_series(1, 30000) AS a"
+    );
+    node.cluster.sql(&statement).await.unwrap();
+}
+
+/// Sets what a standby ships per second. Otherwise one that is behind gets from the others what they have.
+async fn ships_at(node: &mut Node, rate: &str) {
+    assert!(node.sidecar.terminate().await.success());
+    node.sidecar.set("WALSHIP_MAX_RATE", rate);
+    node.run().await;
 }
 
 #[tokio::test]
@@ -90,9 +106,10 @@ async fn the_other_standby_follows_the_new_primary_without_a_restart() {
 #[tokio::test]
 async fn the_one_that_is_behind_is_refused_and_can_be_forced() {
     let test = Test::new();
-    let (mut db1, mut db2, db3) = three(&test).await;
+    let (mut db1, mut db2, mut db3) = three(&test).await;
+    ships_at(&mut db3, "1KiB").await;
     db2.sidecar.terminate().await;
-    write(&db1, "not_on_db2").await;
+    write_much(&db1, "not_on_db2").await;
     db3.follows(&db1).await;
     db1.dies().await;
     db2.run().await;
@@ -100,15 +117,38 @@ async fn the_one_that_is_behind_is_refused_and_can_be_forced() {
     db2.walship(&["promote"]).await.failed(3, &texts);
     let done = db3.walship(&["promote"]).await.succeeded();
     assert!(done.contains("db3 is the primary of epoch 1"), "{done}");
+    ships_at(&mut db3, "").await;
     db2.equals(&db3).await;
+}
+
+#[tokio::test]
+async fn one_that_is_behind_gets_what_another_has_and_can_be_promoted() {
+    let test = Test::new();
+    let (mut db1, mut db2, db3) = three(&test).await;
+    db2.sidecar.terminate().await;
+    write_much(&db1, "not_on_db2").await;
+    db3.follows(&db1).await;
+    let rows = digest::digest(&db3.cluster.conninfo()).await.unwrap();
+    db1.dies().await;
+    db2.run().await;
+    eventually("db2 has what db3 has", async || {
+        let (ours, theirs) = (db2.status().await?.store.durable, db3.status().await?.store.durable);
+        ensure!(ours == theirs, "{ours} of {theirs}");
+        Ok(())
+    })
+    .await;
+    db2.walship(&["promote"]).await.succeeded();
+    assert_eq!(digest::digest(&db2.cluster.conninfo()).await.unwrap(), rows);
+    db3.equals(&db2).await;
 }
 
 #[tokio::test]
 async fn forced_the_loss_is_named() {
     let test = Test::new();
     let (mut db1, mut db2, mut db3) = three(&test).await;
+    ships_at(&mut db3, "1KiB").await;
     db2.sidecar.terminate().await;
-    write(&db1, "not_on_db2").await;
+    write_much(&db1, "not_on_db2").await;
     db3.follows(&db1).await;
     db1.dies().await;
     db2.run().await;

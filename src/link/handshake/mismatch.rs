@@ -1,6 +1,6 @@
 //! Why two nodes may not talk, in words that are right at both ends.
 
-use crate::link::message::{Code, Reject};
+use crate::link::message::{Code, Reject, Route};
 use crate::pg::TimelineId;
 
 /// Why two nodes may not talk. Both are named, because the text is read at both ends.
@@ -100,6 +100,26 @@ pub enum Mismatch {
         /// The highest epoch that it has promised or knows to be committed.
         known: u64,
     },
+    /// The node that would send gets its WAL through the one that would receive it.
+    #[error("{target_node} cannot follow {source_node}, whose own WAL comes through it: {route}")]
+    Loop {
+        /// The node that would send.
+        source_node: String,
+        /// The node that would receive.
+        target_node: String,
+        /// The way of the sender's WAL.
+        route: Route,
+    },
+    /// There are too many nodes between the node and its primary.
+    #[error("{target_node} cannot follow {source_node}, which is node {} of a chain: {route}", .route.nodes.len())]
+    TooFar {
+        /// The node that would send.
+        source_node: String,
+        /// The node that would receive.
+        target_node: String,
+        /// The way of the sender's WAL.
+        route: Route,
+    },
     /// One number, two timelines.
     #[error("timeline {timeline} of {here} is not timeline {timeline} of {there}: {ours}, {theirs}")]
     Timeline {
@@ -129,6 +149,7 @@ impl Mismatch {
             Mismatch::SegmentSize { .. } => Code::SegmentSize,
             Mismatch::PostgresMajor { .. } => Code::PostgresMajor,
             Mismatch::Epoch { .. } => Code::Epoch,
+            Mismatch::Loop { .. } | Mismatch::TooFar { .. } => Code::Route,
             Mismatch::Timeline { .. } => Code::TimelineIdentity,
         }
     }
@@ -160,6 +181,10 @@ impl Mismatch {
             Mismatch::Epoch { .. } => {
                 "The first has missed a promotion: look at `walship status` on both, and do not let both write."
             }
+            Mismatch::Loop { .. } => {
+                "It tries others by itself; in `upstream` of the two, name nodes that do not follow each other."
+            }
+            Mismatch::TooFar { .. } => "Name a node nearer to the primary in `upstream`.",
             Mismatch::Timeline { .. } => {
                 "The two have diverged: keep what is only on one of them, then seed that node anew with `walship standby`."
             }

@@ -123,9 +123,13 @@ pub fn check(
     }
     check_roles(ours, theirs, asker, side)?;
     check_formats(ours, theirs)?;
-    match side {
-        Side::Dialling => check_epochs(theirs, ours)?,
-        Side::Accepting => check_epochs(ours, theirs)?,
+    let (source, target) = match side {
+        Side::Dialling => (theirs, ours),
+        Side::Accepting => (ours, theirs),
+    };
+    check_epochs(source, target)?;
+    if asker.purpose == Purpose::Stream {
+        check_route(source, target)?;
     }
     match asker.purpose {
         Purpose::Stream | Purpose::Wal => check_timelines(ours, theirs),
@@ -205,6 +209,19 @@ fn check_epochs(source: &Hello, target: &Hello) -> Result<(), Mismatch> {
         target_node: target.node.clone(),
         known,
     })
+}
+
+/// Nobody follows those who follow it, at whatever distance.
+fn check_route(source: &Hello, target: &Hello) -> Result<(), Mismatch> {
+    let (source_node, target_node) = (source.node.clone(), target.node.clone());
+    let route = source.route.clone();
+    if route.leads_through(&target_node) {
+        return Err(Mismatch::Loop { source_node, target_node, route });
+    }
+    if !route.has_room() {
+        return Err(Mismatch::TooFar { source_node, target_node, route });
+    }
+    Ok(())
 }
 
 fn check_timelines(ours: &Hello, theirs: &Hello) -> Result<(), Mismatch> {

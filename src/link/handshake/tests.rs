@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::clock::WallTime;
-use crate::link::message::Branch;
+use crate::link::message::{Branch, Route};
 use crate::pg::{Lsn, TimelineId};
 
 fn timeline(number: u32, switch_lsn: u64, node: Option<&str>) -> TimelineIdentity {
@@ -31,11 +31,14 @@ fn primary() -> Hello {
         postgres_version: Some(150018),
         segment_size: Some(16 << 20),
         advertise: Some("db1:7432".into()),
+        route: Route::of_primary("db1"),
+        kept: None,
     }
 }
 
 fn standby() -> Hello {
-    Hello { node: "db2".into(), role: Role::Standby, advertise: None, ..primary() }
+    let route = Route::alone("db2");
+    Hello { node: "db2".into(), role: Role::Standby, advertise: None, route, ..primary() }
 }
 
 fn certificate(name: &str, kind: Kind) -> Identity {
@@ -91,6 +94,31 @@ fn who_knows_of_a_later_promotion_takes_nothing_from_who_does_not() {
     let behind = |standby: &mut Hello| (standby.promised_epoch, standby.committed_epoch) = (1, 1);
     assert_eq!(found_by_the_source(behind), Ok(()), "it is about to learn of it");
     assert_eq!(found_by_the_target(|primary| primary.promised_epoch = 9), Ok(()));
+}
+
+#[test]
+fn nobody_follows_those_who_follow_it_at_any_distance() {
+    let chain = |names: &[&str], from_primary| Route {
+        nodes: names.iter().map(|name| (*name).to_owned()).collect(),
+        from_primary,
+    };
+    let follows = |route: Route, purpose| {
+        let theirs = Hello { route, purpose, ..primary() };
+        let ours = Hello { purpose, ..standby() };
+        let found = check(&ours, &theirs, None, Side::Dialling);
+        let asked = Hello { node: "db2".into(), role: Role::Standby, ..ours };
+        assert_eq!(check(&theirs, &asked, None, Side::Accepting).is_ok(), found.is_ok());
+        found
+    };
+    let around = chain(&["db1", "db3", "db2"], true);
+    let error = follows(around.clone(), Purpose::Stream).unwrap_err();
+    assert_eq!(error.code(), Code::Route);
+    let text = "db2 cannot follow db1, whose own WAL comes through it: db1 <- db3 <- db2";
+    assert_eq!(error.to_string(), text);
+    assert_eq!(follows(around, Purpose::Wal), Ok(()), "a copy makes no circle");
+    assert_eq!(follows(chain(&["db1", "db3"], false), Purpose::Stream), Ok(()));
+    let longest = chain(&["n"; Route::NODES_MAX], true);
+    assert_eq!(follows(longest, Purpose::Stream).unwrap_err().code(), Code::Route);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{optional_text_u64, text_u64};
+use super::{Route, optional_text_u64, text_u64};
 use crate::clock::WallTime;
 use crate::link::{LinkError, PROTOCOL};
 use crate::pg::{Lsn, TimelineId};
@@ -44,6 +44,21 @@ pub struct Hello {
     pub segment_size: Option<u64>,
     /// Where other members reach the speaker, `host:port`; `None` for one that does not listen.
     pub advertise: Option<String>,
+    /// How WAL comes to the speaker; empty for one that it does not come to.
+    #[serde(default)]
+    pub route: Route,
+    /// From where the speaker has WAL; `None` when it has none.
+    #[serde(default)]
+    pub kept: Option<StoreStart>,
+}
+
+/// Where a store begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StoreStart {
+    /// The oldest timeline that there is WAL of.
+    pub timeline: TimelineId,
+    /// The first position kept of it.
+    pub start_lsn: Lsn,
 }
 
 impl Hello {
@@ -65,6 +80,8 @@ impl Hello {
             postgres_version: None,
             segment_size: None,
             advertise: None,
+            route: Route::default(),
+            kept: None,
         }
     }
 
@@ -206,6 +223,8 @@ pub enum Code {
     Certificate,
     /// A node with this name is connected already, or the asker dialled itself.
     Duplicate,
+    /// The source's own WAL comes through the asker, or through too many nodes.
+    Route,
     /// The WAL asked for is not kept any more: only a new base backup helps.
     Removed,
     /// The WAL asked for is not on the source's branch: the asker has diverged.

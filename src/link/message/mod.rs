@@ -5,8 +5,8 @@
 //!
 //! * any connection opens with [`Hello`] from the dialling end, answered by a `Hello` or a [`Reject`]; either end
 //!   may end any exchange with a `Reject`; [`Heartbeat`]s may come at any time and are never out of place;
-//! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`]
-//!   and [`Kept`] policies down, and [`Ack`] and [`Feedback`] up;
+//! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`],
+//!   [`Standing`] and [`Kept`] policies down, and [`Ack`] and [`Feedback`] up;
 //! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] and the whole listing
 //!   ([`Listed`], in parts) down; when all files are here, `BackupStop` up, `BackupPhase` repeated, then
 //!   [`BackupStopped`] and [`ControlFileContent`] down;
@@ -20,6 +20,7 @@ mod control;
 mod digest;
 mod files;
 mod path;
+mod route;
 mod stream;
 
 use bytes::Bytes;
@@ -29,11 +30,13 @@ use serde::de::DeserializeOwned;
 pub use backup::{BackupPhase, BackupStart, BackupStarted, BackupStopped, Listed, Phase, Tablespace};
 pub use control::Branch;
 pub use control::{
-    Answer, Code, Hello, Member, Positions, PostgresAnswer, Purpose, Reject, Role, TimelineIdentity,
+    Answer, Code, Hello, Member, Positions, PostgresAnswer, Purpose, Reject, Role, StoreStart,
+    TimelineIdentity,
 };
 pub use digest::Digest;
 pub use files::{BLOCK_BYTES, ControlFileContent, FileBegin, FileChunk, FileEnd, FileGone, WantFile};
 pub use path::{PathRefused, WirePath};
+pub use route::{Loop, Route, Standing};
 pub use stream::{Ack, Heartbeat, OpenFrame, Resume, Timeline, Wal};
 
 use super::LinkError;
@@ -55,6 +58,7 @@ mod kind {
     pub const FEEDBACK: u8 = 0x14;
     pub const SAMPLES: u8 = 0x15;
     pub const POLICY: u8 = 0x16;
+    pub const STANDING: u8 = 0x17;
 
     pub const BACKUP_START: u8 = 0x20;
     pub const BACKUP_PHASE: u8 = 0x21;
@@ -103,6 +107,8 @@ pub enum Message {
     Samples(Vec<Sample>),
     /// The acknowledgement policy, at the start and on every change: to be stored before an [`Ack`] says so.
     Policy(Box<Kept>),
+    /// How the sender's own WAL comes to it, when the stream begins and at every change.
+    Standing(Standing),
 
     /// Begin a base backup.
     BackupStart(BackupStart),
@@ -149,6 +155,7 @@ impl Message {
             Message::Feedback(_) => "Feedback",
             Message::Samples(_) => "Samples",
             Message::Policy(_) => "Policy",
+            Message::Standing(_) => "Standing",
             Message::BackupStart(_) => "BackupStart",
             Message::BackupPhase(_) => "BackupPhase",
             Message::BackupStarted(_) => "BackupStarted",
@@ -182,6 +189,7 @@ impl Message {
             Message::Feedback(feedback) => Ok(stream::encode_feedback(kind::FEEDBACK, feedback)),
             Message::Samples(samples) => json(kind::SAMPLES, name, &samples),
             Message::Policy(policy) => json(kind::POLICY, name, &policy),
+            Message::Standing(standing) => json(kind::STANDING, name, &standing),
             Message::BackupStart(start) => json(kind::BACKUP_START, name, &start),
             Message::BackupPhase(phase) => json(kind::BACKUP_PHASE, name, &phase),
             Message::BackupStarted(started) => json(kind::BACKUP_STARTED, name, &started),
@@ -217,6 +225,7 @@ impl Message {
             kind::FEEDBACK => stream::decode_feedback(frame).map(Message::Feedback),
             kind::SAMPLES => from_json("Samples", frame).map(Message::Samples),
             kind::POLICY => from_json("Policy", frame).map(|policy| Message::Policy(Box::new(policy))),
+            kind::STANDING => from_json("Standing", frame).map(Message::Standing),
             kind::BACKUP_START => from_json("BackupStart", frame).map(Message::BackupStart),
             kind::BACKUP_PHASE => from_json("BackupPhase", frame).map(Message::BackupPhase),
             kind::BACKUP_STARTED => {

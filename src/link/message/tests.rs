@@ -34,6 +34,8 @@ fn hello() -> Hello {
         postgres_version: Some(150018),
         segment_size: Some(16 << 20),
         advertise: Some("db1.example:7432".into()),
+        route: Route::of_primary("db1"),
+        kept: Some(StoreStart { timeline: TimelineId(1), start_lsn: Lsn(1 << 24) }),
     }
 }
 
@@ -132,6 +134,7 @@ fn one_of_each() -> Vec<Message> {
         Message::Heartbeat(heartbeat),
         Message::Feedback(feedback),
         Message::Samples(vec![Sample { lsn: Lsn(9), time: now, after_gap: false }]),
+        Message::Standing(Standing { route: Route::alone("db2"), committed_epoch: 2 }),
         Message::BackupStart(start),
         Message::BackupPhase(BackupPhase { phase: Phase::Checkpoint, done_bytes: 0, total_bytes: 0 }),
         Message::BackupStarted(Box::new(started)),

@@ -119,6 +119,8 @@ mirror! {
         contact: ContactJson,
         last_contact: Option<Time> as option, option,
         traffic: TrafficJson,
+        route: Vec<String>,
+        from_primary: bool,
     }
 }
 
