@@ -187,8 +187,16 @@ pub struct DownstreamVitals {
     pub contact: Contact,
     /// Where it connected from.
     pub address: String,
+    /// Through whom its words come, when it is not connected here.
+    pub via: Option<Via>,
+    /// Where others reach it.
+    pub advertise: String,
+    /// The certificate that it came with.
+    pub certificate_serial: u64,
     /// Whose positions these are; another store under the same name has none of them.
     pub store_uuid: Option<String>,
+    /// Its stores before, the oldest first: each was emptied for a new copy.
+    pub former_store_uuids: Vec<String>,
     /// Its base backup is not complete: its positions count for no commit.
     pub is_copying: bool,
     /// The highest serial of a policy that it has stored.
@@ -217,6 +225,15 @@ pub struct DownstreamVitals {
     pub feedback: Option<StandbyFeedback>,
 }
 
+/// The way of a node's words.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Via {
+    /// Who passes them on to this node.
+    pub relay: String,
+    /// Whom the node follows: the relay, or one further down.
+    pub upstream: String,
+}
+
 impl DownstreamVitals {
     /// A connection begins. Another store than the one before has nothing of what that one said.
     pub fn connect(&mut self, since: WallTime, address: String, store_uuid: Option<String>) {
@@ -225,6 +242,24 @@ impl DownstreamVitals {
         }
         self.contact = Contact::Up { since };
         self.address = address;
+        self.via = None;
+    }
+}
+
+impl StandbyFeedback {
+    /// What two of them come to: the older of each, as PostgreSQL itself would take it from several; zero is none.
+    pub fn least(self, other: StandbyFeedback) -> StandbyFeedback {
+        let older = |one: (u32, u32), two: (u32, u32)| match (one.1, two.1) {
+            (0, _) => two,
+            (_, 0) => one,
+            _ => one.min(two),
+        };
+        let (xmin_epoch, xmin) = older((self.xmin_epoch, self.xmin), (other.xmin_epoch, other.xmin));
+        let (catalog_xmin_epoch, catalog_xmin) = older(
+            (self.catalog_xmin_epoch, self.catalog_xmin),
+            (other.catalog_xmin_epoch, other.catalog_xmin),
+        );
+        StandbyFeedback { xmin, xmin_epoch, catalog_xmin, catalog_xmin_epoch }
     }
 }
 
@@ -353,6 +388,14 @@ mod tests {
         assert_eq!(member.policy_serial, 0);
         member.flushed_lsn = Lsn(5);
         assert_eq!(connect(&mut member, None), Lsn::INVALID, "nobody knows whose it is");
+    }
+
+    #[test]
+    fn the_oldest_need_counts_across_epochs_and_none_counts_not() {
+        let of = |epoch, xmin| StandbyFeedback { xmin, xmin_epoch: epoch, ..StandbyFeedback::default() };
+        assert_eq!(of(1, 5).least(of(0, 4_000_000_000)), of(0, 4_000_000_000));
+        assert_eq!(of(1, 5).least(of(0, 0)), of(1, 5));
+        assert_eq!(of(0, 0).least(of(0, 0)), of(0, 0));
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::entrant::{self, Entrant};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{epochs, members, trouble};
+use super::{epochs, relay, trouble};
 use crate::backup;
 use crate::fault::Advised;
 use crate::link::handshake;
@@ -17,7 +19,7 @@ use crate::link::listen::Arrival;
 use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Purpose, Reject};
 use crate::link::{Conn, Link, LinkError, Listener, Message, PEER_DEAD_AFTER, Socket};
 use crate::pg::sql::Sql;
-use crate::ship::{self, Downstream, Shipping, wire_identity};
+use crate::ship::{self, Counted, Downstream, Shipping, wire_identity};
 use crate::store::NodeRole;
 
 /// Streams by node: a node that comes again has lost its first connection, whether that was noticed here or not.
@@ -65,17 +67,20 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     let ours = node.hello(Purpose::Ask);
     let hello = handshake::answer(&mut conn, &ours, identity.as_ref(), |hello| {
         is_served_now(node, hello)?;
-        members::admit(&node.store, hello, identity.as_ref())
+        match identity.as_ref().and_then(|identity| Entrant::greeting(hello, identity)) {
+            Some(entrant) => entrant.admit(node.store.member(&hello.node).as_ref()),
+            None => Ok(()),
+        }
     })
     .await?;
     let purpose = hello.purpose;
     epochs::hear(node, &hello, identity.as_ref()).await?;
+    let serial = identity.as_ref().map_or(0, |identity| identity.serial);
     // A standby's list is the primary's, which hears of this one from there.
     let enters = begun_as == NodeRole::Primary && matches!(purpose, Purpose::Stream | Purpose::Backup);
-    if let Some(identity) = identity.filter(|_| enters) {
-        let entering = hello.clone();
-        let entered =
-            node.blocking("note the member", move |node| members::enter(node, &entering, &identity)).await?;
+    let entrant = identity.filter(|_| enters).and_then(|identity| Entrant::greeting(&hello, &identity));
+    if let Some(entrant) = entrant {
+        let entered = node.blocking("note the member", move |node| entrant::enter(node, entrant)).await?;
         // Whoever can't be noted is not held WAL for, and is not let in.
         if let Err(error) = entered {
             let message = format!("{} can't note who follows it: {error:#}", node.config.name);
@@ -86,18 +91,21 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     let client = hello.node.clone();
     match purpose {
         Purpose::Stream => {
-            let downstream =
-                Downstream { name: Some(client), address: address.to_string(), store_uuid: hello.store_uuid };
+            let downstream = Downstream {
+                name: client,
+                address: address.to_string(),
+                store_uuid: hello.store_uuid,
+                former_store_uuids: hello.former_store_uuids,
+                certificate_serial: serial,
+                advertise: hello.advertise.unwrap_or_default(),
+            };
             // What was said in the Hello no longer holds then; whoever follows comes again.
             tokio::select! {
                 ended = stream(node, conn, downstream, streams) => ended,
                 () = no_longer_ships(node, begun_as) => Ok(()),
             }
         }
-        Purpose::Wal => {
-            let downstream = Downstream { name: None, address: address.to_string(), store_uuid: None };
-            ship::run(conn, shipping(node), downstream, node.token.clone()).await
-        }
+        Purpose::Wal => ship::run(conn, shipping(node), None, node.token.clone()).await,
         Purpose::Backup => back_up(node, conn, client).await,
         Purpose::Files { backup } => match node.backups.find(backup) {
             Some(session) => backup::serve_files(conn, session).await,
@@ -191,10 +199,16 @@ async fn stream(
     downstream: Downstream,
     streams: &Streams,
 ) -> anyhow::Result<()> {
-    let client = downstream.name.clone().unwrap_or_default();
+    let client = downstream.name.clone();
     let place = Place::take(streams, &client, node.token.child_token());
     tracing::info!(standby = %client, address = %downstream.address, "shipping");
-    ship::run(conn, shipping(node), downstream, place.token.clone()).await
+    let (relayed, words) = mpsc::channel(relay::QUEUE);
+    let counted = Counted { downstream, relayed };
+    // Neither loses anything that a new connection would not bring again.
+    tokio::select! {
+        ended = ship::run(conn, shipping(node), Some(counted), place.token.clone()) => ended,
+        ended = relay::take(node, &client, words) => ended,
+    }
 }
 
 /// Waits until the node has changed its role, or is a primary that was superseded. Cancellation-safe.

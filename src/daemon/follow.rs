@@ -149,6 +149,7 @@ async fn follow(
     begin(node, &upstream.node, &address);
     let (leave, leaving) = watch::channel(None);
     let receiving = Receiving {
+        node: node.config.name.clone(),
         store: node.store.clone(),
         start,
         vitals: Arc::clone(&node.vitals),

@@ -1,9 +1,7 @@
 //! Who belongs to the cluster, and how far each one is.
 //!
-//! The primary makes the list: a node enters it with its first connection, which binds its certificate to its store.
-//! So a join bundle works once without any register of bundles: the certificate's serial is the time of its issue, the
-//! same serial with another store is a bundle used twice, and a newer one replaces the node. Standbys keep what the
-//! primary passes on.
+//! The primary makes the list, which a node enters with its first connection ([`super::entrant`]). Standbys keep what
+//! the primary passes on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,11 +13,10 @@ use super::node::Node;
 use super::{status, trouble};
 use crate::clock::WallTime;
 use crate::failpoint;
-use crate::link::message::{self, Code, Hello, Reject, Role};
+use crate::link::message::{self, Role};
 use crate::pg::Lsn;
-use crate::store::{Member, MemberRole, NodeRole, Store};
-use crate::tls::Identity;
-use crate::vitals::DownstreamVitals;
+use crate::store::{Member, MemberRole, NodeRole};
+use crate::vitals::{Contact, DownstreamVitals};
 
 /// How often the list is made anew for those who follow.
 const PUBLISH_EVERY: Duration = Duration::from_secs(1);
@@ -27,72 +24,6 @@ const PUBLISH_EVERY: Duration = Duration::from_secs(1);
 /// How many publications there are to one write of the positions: what is kept on disk may be older than what is
 /// known, which only keeps more WAL.
 const PUBLICATIONS_A_WRITE: u32 = 15;
-
-/// Whether a node may come in with this certificate and this store.
-pub fn admit(store: &Store, hello: &Hello, identity: Option<&Identity>) -> Result<(), Reject> {
-    // Who is to become a standby has no store yet; others without one ask for nothing that binds a certificate.
-    let joins = hello.role == Role::Standby && hello.store_uuid.is_none();
-    let Some(identity) = identity.filter(|_| joins || hello.store_uuid.is_some()) else { return Ok(()) };
-    let state = store.state();
-    let Some(known) = state.member(&hello.node) else { return Ok(()) };
-    // A store that was emptied for a new copy is the same node's.
-    let same_store = hello.store_uuid.as_ref() == Some(&known.store_uuid)
-        || hello.former_store_uuids.contains(&known.store_uuid);
-    let reject = |message: String| {
-        let hint =
-            format!("On the primary run `walship invite {}` and join with the new bundle.", hello.node);
-        Err(Reject { code: Code::Certificate, message, hint })
-    };
-    if identity.serial < known.certificate_serial {
-        return reject(format!("the certificate of {} was replaced by a newer invitation", hello.node));
-    }
-    if identity.serial == known.certificate_serial && !same_store {
-        return reject(format!("the invitation of {} was used before, by another store", hello.node));
-    }
-    Ok(())
-}
-
-/// Notes a node that was admitted, durably. Blocks.
-pub fn enter(node: &Node, hello: &Hello, identity: &Identity) -> anyhow::Result<()> {
-    let (Some(uuid), true) = (hello.store_uuid.clone(), hello.role != Role::Reader) else { return Ok(()) };
-    let timeline = hello.positions.map(|positions| positions.timeline);
-    let at = hello.positions.map_or(Lsn::INVALID, |positions| positions.flushed_lsn);
-    let advertise = hello.advertise.clone().unwrap_or_default();
-    node.store.update_state(|state| {
-        let role = if hello.role == Role::Primary { MemberRole::Primary } else { MemberRole::Standby };
-        let known = state.members.iter().position(|member| member.name == hello.node);
-        match known.map(|at| &mut state.members[at]) {
-            Some(member) if member.store_uuid == uuid => {
-                member.advertise = advertise;
-                member.role = role;
-                member.certificate_serial = identity.serial;
-                if !member.flushed_lsn.is_valid() {
-                    (member.timeline, member.flushed_lsn) = (timeline, at);
-                }
-            }
-            found => {
-                let fresh = Member {
-                    name: hello.node.clone(),
-                    store_uuid: uuid,
-                    advertise,
-                    role,
-                    certificate_serial: identity.serial,
-                    timeline,
-                    flushed_lsn: at,
-                    restartpoint_lsn: Lsn::INVALID,
-                    last_heard: None,
-                    let_go: false,
-                };
-                match found {
-                    Some(member) => *member = fresh,
-                    None => state.members.push(fresh),
-                }
-            }
-        }
-    })?;
-    publish(node);
-    Ok(())
-}
 
 /// Keeps the list up to date while this node is the primary, until it is cancelled.
 pub async fn keep(node: Arc<Node>) -> anyhow::Result<()> {
@@ -145,7 +76,7 @@ pub fn note_positions(node: &Node) -> anyhow::Result<()> {
 }
 
 /// Makes the list anew: this node first, then the others by name. Blocks.
-fn publish(node: &Node) {
+pub fn publish(node: &Node) {
     let own = message::Member {
         name: node.config.name.clone(),
         store_uuid: Some(node.store.identity().store_uuid.clone()),
@@ -155,6 +86,7 @@ fn publish(node: &Node) {
         positions: node.positions(),
         last_seen: Some(WallTime::now()),
         alarms: status::alarms(node),
+        upstream: None,
     };
     let downstreams = node.vitals.downstreams.get();
     let newer = node.superseded_by();
@@ -177,10 +109,18 @@ fn publish(node: &Node) {
             role: if is_newer_primary { Role::Primary } else { known.role },
             last_seen: live.and_then(|live| live.last_heard_at).or(member.last_heard),
             positions: positions.or(known.positions),
+            upstream: downstreams.get(&member.name).and_then(|heard| upstream(node, heard)),
             ..known
         }
     });
     node.members.send_replace(std::iter::once(own).chain(others).collect());
+}
+
+/// Whom a node follows, while it does.
+fn upstream(node: &Node, heard: &DownstreamVitals) -> Option<String> {
+    let is_up = matches!(heard.contact, Contact::Up { .. });
+    let upstream = heard.via.as_ref().map_or(&node.config.name, |via| &via.upstream);
+    is_up.then(|| upstream.clone())
 }
 
 /// Keeps the list that the primary passes on, while this node is a standby.
@@ -277,6 +217,7 @@ fn link_member(member: &Member) -> message::Member {
                 restartpoint_lsn: member.restartpoint_lsn,
             }
         }),
+        upstream: None,
         last_seen: member.last_heard,
         alarms: Vec::new(),
     }

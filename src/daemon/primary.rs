@@ -128,35 +128,14 @@ async fn settle(node: &Arc<Node>, timeline: TimelineId) -> anyhow::Result<()> {
 async fn pass_feedback(vitals: &Vitals, feedback: watch::Sender<Option<StandbyFeedback>>) {
     let mut downstreams = vitals.downstreams.watch();
     loop {
-        let least = downstreams.borrow_and_update().values().filter_map(|down| down.feedback).reduce(least);
+        let least = downstreams
+            .borrow_and_update()
+            .values()
+            .filter_map(|down| down.feedback)
+            .reduce(StandbyFeedback::least);
         feedback.send_if_modified(|current| std::mem::replace(current, least) != least);
         if downstreams.changed().await.is_err() {
             return;
         }
-    }
-}
-
-fn least(one: StandbyFeedback, two: StandbyFeedback) -> StandbyFeedback {
-    let older = |one: (u32, u32), two: (u32, u32)| match (one.1, two.1) {
-        (0, _) => two,
-        (_, 0) => one,
-        _ => one.min(two),
-    };
-    let (xmin_epoch, xmin) = older((one.xmin_epoch, one.xmin), (two.xmin_epoch, two.xmin));
-    let (catalog_xmin_epoch, catalog_xmin) =
-        older((one.catalog_xmin_epoch, one.catalog_xmin), (two.catalog_xmin_epoch, two.catalog_xmin));
-    StandbyFeedback { xmin, xmin_epoch, catalog_xmin, catalog_xmin_epoch }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_oldest_need_counts_across_epochs_and_none_counts_not() {
-        let of = |epoch, xmin| StandbyFeedback { xmin, xmin_epoch: epoch, ..StandbyFeedback::default() };
-        assert_eq!(least(of(1, 5), of(0, 4_000_000_000)), of(0, 4_000_000_000));
-        assert_eq!(least(of(1, 5), of(0, 0)), of(1, 5));
-        assert_eq!(least(of(0, 0), of(0, 0)), of(0, 0));
     }
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::members;
 use super::node::Node;
-use super::trouble;
+use super::{members, trouble};
 use crate::fault::Fault;
 use crate::pg::Lsn;
 use crate::store::{Hold, MemberRole, NodeRole, State};
+use crate::vitals::Contact;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -97,6 +97,13 @@ pub fn holds(node: &Node) -> Vec<Hold> {
         // It has the WAL from there to its position in its own store: when room is short, this goes first.
         let restartpoint = format!("{}'s restartpoint", member.name);
         holds.extend(restart.is_valid().then(|| hold(&restartpoint, restart, true)));
+    }
+    // A relay's list comes from the primary, which may not have heard of a node that follows here.
+    let is_new = |name: &str| state.member(name).is_none() && name != node.config.name;
+    for (name, live) in heard.iter().filter(|(name, _)| is_new(name)) {
+        if matches!(live.contact, Contact::Up { .. }) && live.flushed_lsn.is_valid() {
+            holds.push(hold(name, live.flushed_lsn, true));
+        }
     }
     for backup in backups.into_values().filter(|backup| backup.start_lsn.is_valid()) {
         holds.push(hold(&format!("base backup by {}", backup.client), backup.start_lsn, false));

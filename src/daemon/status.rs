@@ -141,6 +141,7 @@ fn member_of(member: &message::Member) -> report::Member {
         name: member.name.clone(),
         role: role_of(member.role),
         advertise: member.advertise.clone().unwrap_or_default(),
+        upstream: member.upstream.clone(),
         progress: member.positions.map_or_else(Progress::default, |at| Progress {
             timeline: Some(at.timeline),
             shipped: known(at.written_lsn),

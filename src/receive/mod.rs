@@ -5,6 +5,7 @@
 //! appending thread is a short queue, so a slow disk holds the sender back and never fills the memory.
 
 mod append;
+mod relayed;
 mod report;
 
 use std::sync::Arc;
@@ -28,6 +29,8 @@ const QUEUE: usize = 8;
 
 /// What this stage is given.
 pub struct Receiving {
+    /// This node's name.
+    pub node: String,
     /// Where the WAL goes.
     pub store: Store,
     /// Where an empty store begins: the timeline and the segment start of its base backup, while that is being taken.

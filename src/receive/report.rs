@@ -1,6 +1,6 @@
-//! What goes back up: how far this node is, and what its PostgreSQL needs kept.
+//! What goes back up: how far this node and those behind it are, and what their PostgreSQLs need kept.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::io::AsyncWrite;
@@ -8,11 +8,13 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Receiving;
+use super::relayed::Told;
 use crate::link::message::{Ack, Reject};
 use crate::link::{HEARTBEAT_EVERY, LinkError, Message, Writer};
 use crate::pg::Lsn;
 use crate::store::Store;
 use crate::vitals::Contact;
+use crate::vitals::StandbyFeedback;
 
 /// How long an upstream that is left may take to hang up. Until then it is read from, or the kernel would reset the
 /// connection and the reason would be lost with it.
@@ -29,7 +31,8 @@ pub(super) async fn keep_durable(store: Store) -> anyhow::Result<()> {
     }
 }
 
-/// Sends an acknowledgement whenever a position moves and at least once a second, and feedback when it changes.
+/// Sends an acknowledgement whenever a position moves and at least once a second, the words of those behind this node
+/// just so, and feedback when it changes.
 pub(super) async fn send<S: AsyncWrite>(
     mut up: Writer<S>,
     receiving: &Receiving,
@@ -38,6 +41,8 @@ pub(super) async fn send<S: AsyncWrite>(
     let mut positions = receiving.store.positions();
     let mut feed = receiving.vitals.feed.watch();
     let mut restartpoint = receiving.restartpoint.clone();
+    let mut downstreams = receiving.vitals.downstreams.watch();
+    let mut told = Told::new(&receiving.node);
     let mut leave = receiving.leave.clone();
     let mut tick = interval(HEARTBEAT_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,6 +53,7 @@ pub(super) async fn send<S: AsyncWrite>(
             _ = tick.tick() => true,
             changed = positions.changed() => { changed.context("the store was closed")?; false }
             changed = feed.changed() => { changed.context("the feed's vitals are gone")?; false }
+            changed = downstreams.changed() => { changed.context("the downstreams' vitals are gone")?; false }
             changed = stored.changed() => { changed.context("the stream is no longer read")?; false }
             changed = restartpoint.changed() => { changed.context("the restartpoint is no longer watched")?; false }
             reject = reason_to_leave(&mut leave) => {
@@ -78,9 +84,17 @@ pub(super) async fn send<S: AsyncWrite>(
             up.write(Message::Ack(ack)).await?;
             sent_ack = Some(ack);
         }
-        if fed.feedback != sent_feedback {
-            up.write(Message::Feedback(fed.feedback.unwrap_or_default())).await?;
-            sent_feedback = fed.feedback;
+        let (relayed, feedback) = {
+            let all = downstreams.borrow_and_update();
+            let wanted = all.values().filter_map(|behind| behind.feedback).chain(fed.feedback);
+            (told.news(&all, Instant::now(), due), wanted.reduce(StandbyFeedback::least))
+        };
+        for list in relayed {
+            up.write(Message::Relayed(list)).await?;
+        }
+        if feedback != sent_feedback {
+            up.write(Message::Feedback(feedback.unwrap_or_default())).await?;
+            sent_feedback = feedback;
         }
     }
 }

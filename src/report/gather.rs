@@ -57,8 +57,21 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
         warnings: about.warnings,
         samples: Vec::new(),
     };
+    if standby {
+        forget_those_elsewhere(&mut status);
+    }
     status.samples = samples::telling(&vitals.samples.all(), positions(&status));
     status
+}
+
+/// A node that left a standby for another upstream is not missed there: the primary knows better how it is.
+fn forget_those_elsewhere(status: &mut Status) {
+    let members = &status.members;
+    let is_elsewhere = |peer: &Downstream| {
+        let member = members.iter().find(|member| member.name == peer.name);
+        member.is_some_and(|member| member.last_contact > peer.last_contact)
+    };
+    status.downstreams.retain(|peer| matches!(peer.contact, Contact::Up { .. }) || !is_elsewhere(peer));
 }
 
 /// Every position that a standby may be measured by. One past a fork is measured by the fork.
@@ -151,6 +164,7 @@ impl Now {
         let of = |(name, peer): (String, crate::vitals::DownstreamVitals)| Downstream {
             name,
             address: peer.address,
+            via: peer.via.map(|via| via.upstream),
             contact: peer.contact,
             last_contact: peer.last_heard.map(|heard| self.wall(heard)).or(peer.last_heard_at),
             progress: progress(peer.timeline, peer.shipped_lsn, peer.flushed_lsn, peer.replayed_lsn),

@@ -293,6 +293,7 @@ mod tests {
         let downstream = Downstream {
             name: "db2".to_owned(),
             address: String::new(),
+            via: None,
             contact,
             last_contact,
             progress,
@@ -431,6 +432,7 @@ mod tests {
             name: name.to_owned(),
             role,
             advertise: String::new(),
+            upstream: None,
             progress: progress(850),
             last_contact: Some(at(500)),
         };

@@ -217,8 +217,10 @@ pub struct Feed {
 pub struct Downstream {
     /// Its node's name.
     pub name: String,
-    /// Where it connected from.
+    /// Where it connected from, or, behind a relay, where it is reached.
     pub address: String,
+    /// Whom it follows, when that is a relay between this node and it.
+    pub via: Option<String>,
     /// How the link is doing.
     pub contact: Contact,
     /// When it last said anything.
@@ -238,6 +240,8 @@ pub struct Member {
     pub role: Role,
     /// Where peers reach it.
     pub advertise: String,
+    /// Whom it follows, as the primary knows; `None` when nobody, or it is not known.
+    pub upstream: Option<String>,
     /// How far it is.
     pub progress: Progress,
     /// When the primary, or this node, last heard from it.

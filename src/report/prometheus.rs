@@ -161,10 +161,16 @@ fn lag_metrics(page: &mut Page, standbys: &[StandbyLag]) {
 }
 
 fn traffic(page: &mut Page, status: &Status) {
+    let follows = status.members.iter().filter_map(|member| {
+        let labels = vec![("standby", member.name.clone()), ("upstream", member.upstream.clone()?)];
+        Some((labels, Some(1.0)))
+    });
+    page.gauge("walship_standby_upstream_info", "Whom a standby follows, as the primary knows.", follows);
     let peers = |value: fn(Traffic) -> u64| {
         let of =
             move |peer: &Downstream| (vec![("peer", peer.name.clone())], Some(value(peer.traffic) as f64));
-        status.downstreams.iter().map(of)
+        // What one behind a relay gets was counted there.
+        status.downstreams.iter().filter(|peer| peer.via.is_none()).map(of)
     };
     let (raw, wire) = (peers(|traffic| traffic.raw_bytes), peers(|traffic| traffic.wire_bytes));
     page.counter("walship_shipped_raw_bytes_total", "WAL shipped, before compression.", raw);

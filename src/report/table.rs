@@ -10,7 +10,7 @@ pub use commits::commits;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};
-use super::{Role, Seeding, Status, Traffic, Upstream, units, warnings};
+use super::{Downstream, Node, Role, Seeding, Status, Traffic, Upstream, units, warnings};
 use crate::clock::WallTime;
 use crate::pg::Lsn;
 use crate::vitals::Contact;
@@ -208,30 +208,39 @@ fn connection(contact: &Contact, now: WallTime) -> String {
 
 /// The member list, with what this node knows itself, for it is newer.
 fn nodes(status: &Status) -> Grid {
-    let mut grid = Grid::new(["NODE", "ROLE", "ADDRESS", "TIMELINE", "SHIPPED", "FLUSHED", "REPLAYED"]);
-    let mut node = |name: String, role: Role, address: &str, progress: super::Progress| {
-        let timeline = progress.timeline.map_or_else(unknown, |timeline| timeline.to_string());
-        // A reader holds nothing, a primary is where the positions come from, and one that was superseded goes nowhere.
-        let of = |lsn| if role == Role::Standby { position(lsn) } else { "-".to_owned() };
-        let timeline =
-            if matches!(role, Role::Reader | Role::Superseded) { "-".to_owned() } else { timeline };
-        let positions = [of(progress.shipped), of(progress.flushed), of(progress.replayed)];
-        grid.row(
-            [vec![name, role.name().to_owned(), address.to_owned(), timeline], positions.into()].concat(),
-        );
-    };
+    let mut grid =
+        Grid::new(["NODE", "ROLE", "FROM", "ADDRESS", "TIMELINE", "SHIPPED", "FLUSHED", "REPLAYED"]);
+    let mut node =
+        |name: String, role: Role, from: Option<&str>, address: &str, progress: super::Progress| {
+            let timeline = progress.timeline.map_or_else(unknown, |timeline| timeline.to_string());
+            // A reader holds nothing, a primary is where the positions come from, and one that was superseded goes nowhere.
+            let of = |lsn| if role == Role::Standby { position(lsn) } else { "-".to_owned() };
+            let timeline =
+                if matches!(role, Role::Reader | Role::Superseded) { "-".to_owned() } else { timeline };
+            let texts = [role.name(), from.unwrap_or("-"), or_dash(address)].map(str::to_owned);
+            let positions = [of(progress.shipped), of(progress.flushed), of(progress.replayed)];
+            grid.row([vec![name], texts.into(), vec![timeline], positions.into()].concat());
+        };
     let own = &status.node;
-    node(format!("{} *", own.name), own.role, or_dash(&own.advertise), status.own_progress());
+    let upstream = status.upstream.as_ref().filter(|up| matches!(up.contact, Contact::Up { .. }));
+    let from = upstream.map(|up| up.name.as_str());
+    node(format!("{} *", own.name), own.role, from, &own.advertise, status.own_progress());
     for member in status.members.iter().filter(|member| member.name != own.name) {
         let here = status.downstreams.iter().find(|peer| peer.name == member.name);
         let progress = here.map_or(member.progress, |peer| peer.progress);
-        node(member.name.clone(), member.role, or_dash(&member.advertise), progress);
+        let from = here.and_then(|peer| from_of(own, peer)).or(member.upstream.as_deref());
+        node(member.name.clone(), member.role, from, &member.advertise, progress);
     }
     let stranger = |name: &str| name != own.name && status.members.iter().all(|member| member.name != name);
     for peer in status.downstreams.iter().filter(|peer| stranger(&peer.name)) {
-        node(peer.name.clone(), Role::Standby, or_dash(&peer.address), peer.progress);
+        node(peer.name.clone(), Role::Standby, from_of(own, peer), &peer.address, peer.progress);
     }
     grid
+}
+
+/// Whom a downstream follows, while it does.
+fn from_of<'a>(own: &'a Node, peer: &'a Downstream) -> Option<&'a str> {
+    matches!(peer.contact, Contact::Up { .. }).then(|| peer.via.as_deref().unwrap_or(&own.name))
 }
 
 /// How far each standby is behind, without an opinion.
@@ -262,7 +271,7 @@ fn links(status: &Status) -> Grid {
     if let Some(up) = &status.upstream {
         link(format!("from {}", or_dash(&up.name)), &up.address, up.traffic, &up.contact);
     }
-    for peer in &status.downstreams {
+    for peer in status.downstreams.iter().filter(|peer| peer.via.is_none()) {
         link(format!("to {}", peer.name), &peer.address, peer.traffic, &peer.contact);
     }
     grid

@@ -7,18 +7,18 @@
 
 mod acks;
 mod pace;
+pub mod relayed;
 mod wal;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::WallTime;
-use crate::link::message::{self, Code, Member, Reject, Resume, Standing};
+use crate::link::message::{self, Code, Member, Reject, RelayedList, Resume, Standing};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER};
 use crate::store::{Cursor, OpenFrame, Store, StoreError, TimelineIdentity, Visibility};
 use crate::vitals::{Contact, DownstreamVitals, Vitals};
@@ -40,22 +40,36 @@ pub struct Shipping {
 /// Who is shipped to.
 #[derive(Clone, Debug)]
 pub struct Downstream {
-    /// Its node name; the key of its vitals. `None` for one whose position does not count.
-    pub name: Option<String>,
+    /// Its node name; the key of its vitals.
+    pub name: String,
     /// Where it connected from.
     pub address: String,
     /// Its store; positions count for no other.
     pub store_uuid: Option<String>,
+    /// Its stores before, the oldest first: each was emptied for a new copy.
+    pub former_store_uuids: Vec<String>,
+    /// The certificate that it came with.
+    pub certificate_serial: u64,
+    /// Where others reach it.
+    pub advertise: String,
+}
+
+/// A downstream whose words count.
+pub struct Counted {
+    /// Who it is.
+    pub downstream: Downstream,
+    /// Where its words of those behind it go.
+    pub relayed: mpsc::Sender<RelayedList>,
 }
 
 /// Ships to one downstream, whose Hello is done, until it goes, breaks the protocol, or `token` is cancelled.
 ///
 /// Errors are the link's (`LinkError::is_gone` when it merely went away) or the store's. A downstream that asks for
-/// what is not here is told so before this returns.
+/// what is not here is told so before this returns. Of one that is not `counted`, nothing is noted.
 pub async fn run<S>(
     mut conn: Conn<S>,
     shipping: Shipping,
-    downstream: Downstream,
+    counted: Option<Counted>,
     token: CancellationToken,
 ) -> anyhow::Result<()>
 where
@@ -72,12 +86,14 @@ where
             return Err(LinkError::Refused(Box::new(reject)).into());
         }
     };
-    let entry = Entry::begin(&shipping.vitals, &downstream);
+    let (downstream, relayed) =
+        counted.map_or((None, None), |counted| (Some(counted.downstream), Some(counted.relayed)));
+    let entry = Entry::begin(&shipping.vitals, downstream);
     // It has all up to there, so nothing of that is under way.
     entry.update(|vitals| (vitals.timeline, vitals.shipped_lsn) = (Some(resume.timeline), resume.lsn));
     let (reader, writer) = conn.split();
     let sending = wal::send(writer, cursor, resume.timeline, &shipping, &entry);
-    let receiving = acks::read(reader, &entry);
+    let receiving = acks::read(reader, &entry, relayed);
     // Dropping either half ends the connection, so nothing is lost that the peer could still have used.
     tokio::select! {
         result = sending => result,
@@ -148,14 +164,24 @@ struct Entry {
 }
 
 impl Entry {
-    fn begin(vitals: &Arc<Vitals>, downstream: &Downstream) -> Entry {
-        let Downstream { name, address, store_uuid } = downstream.clone();
+    fn begin(vitals: &Arc<Vitals>, downstream: Option<Downstream>) -> Entry {
         let since = WallTime::now();
-        if let Some(name) = &name {
-            let connect = |all: &mut BTreeMap<String, DownstreamVitals>| {
-                all.entry(name.clone()).or_default().connect(since, address, store_uuid);
-            };
-            vitals.downstreams.update(connect);
+        let name = downstream.as_ref().map(|downstream| downstream.name.clone());
+        if let Some(Downstream {
+            name,
+            address,
+            store_uuid,
+            former_store_uuids,
+            certificate_serial,
+            advertise,
+        }) = downstream
+        {
+            vitals.downstreams.update(|all| {
+                let entry = all.entry(name).or_default();
+                entry.connect(since, address, store_uuid);
+                (entry.certificate_serial, entry.advertise) = (certificate_serial, advertise);
+                entry.former_store_uuids = former_store_uuids;
+            });
         }
         Entry { vitals: Arc::clone(vitals), name, since }
     }

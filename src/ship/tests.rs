@@ -4,10 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Downstream, Shipping};
+use super::{Counted, Downstream, Shipping};
 use crate::link::message::{Ack, Code, Member, Resume, Standing};
 use crate::link::{Conn, LinkError, Message};
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
@@ -68,6 +68,7 @@ impl Connected {
         };
         let target_vitals = Arc::new(Vitals::default());
         let receiving = Receiving {
+            node: "db2".into(),
             store: target.clone(),
             start: Some((TimelineId(1), start)),
             vitals: Arc::clone(&target_vitals),
@@ -76,9 +77,9 @@ impl Connected {
             standing: watch::Sender::new(None),
             leave: watch::Sender::new(None).subscribe(),
         };
-        let downstream = Downstream { name: Some("db2".into()), address: "pipe".into(), store_uuid: None };
+        let counted = Counted { downstream: downstream(), relayed: mpsc::channel(1).0 };
         Connected {
-            ship: tokio::spawn(super::run(Conn::new(one), shipping, downstream, token.clone())),
+            ship: tokio::spawn(super::run(Conn::new(one), shipping, Some(counted), token.clone())),
             receive: tokio::spawn(receive::run(Conn::new(two), receiving, token.clone())),
             target_vitals,
             _members: members,
@@ -120,6 +121,17 @@ fn content(store: &Store, timeline: TimelineId, from: Lsn) -> Vec<u8> {
         raw.extend_from_slice(&data);
     }
     raw
+}
+
+fn downstream() -> Downstream {
+    Downstream {
+        name: "db2".into(),
+        address: "pipe".into(),
+        store_uuid: None,
+        former_store_uuids: Vec::new(),
+        certificate_serial: 0,
+        advertise: String::new(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -300,8 +312,8 @@ async fn what_a_standby_acknowledged_on_the_old_timeline_does_not_count_on_the_n
         standing: standing.subscribe(),
         max_rate_bytes_per_second: None,
     };
-    let downstream = Downstream { name: Some("db2".into()), address: "pipe".into(), store_uuid: None };
-    let shipped = tokio::spawn(super::run(Conn::new(one), shipping, downstream, CancellationToken::new()));
+    let counted = Some(Counted { downstream: downstream(), relayed: mpsc::channel(1).0 });
+    let shipped = tokio::spawn(super::run(Conn::new(one), shipping, counted, CancellationToken::new()));
     let mut conn = Conn::new(two);
     let (timeline, lsn) = (TimelineId(1), wal.end() + 4096);
     conn.write(Message::Resume(Resume { timeline, lsn, frame: None })).await.unwrap();

@@ -311,6 +311,11 @@ impl Store {
         self.0.policy.subscribe()
     }
 
+    /// The member of that name, as the state has it.
+    pub fn member(&self, name: &str) -> Option<Member> {
+        self.state_guard().member(name).cloned()
+    }
+
     /// Changes the state durably: when this returns, the change is on disk.
     pub fn update_state(&self, change: impl FnOnce(&mut State)) -> Result<(), StoreError> {
         let _writing = self.0.state_writer.lock().unwrap_or_else(PoisonError::into_inner);

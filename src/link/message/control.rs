@@ -261,6 +261,9 @@ pub struct Member {
     /// What a person must act on there now; of the primary alone, which makes the list.
     #[serde(default)]
     pub alarms: Vec<String>,
+    /// Whom it follows; `None` when it follows nobody, or nobody knows.
+    #[serde(default)]
+    pub upstream: Option<String>,
 }
 
 /// A node's account of itself.

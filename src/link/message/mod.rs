@@ -6,7 +6,8 @@
 //! * any connection opens with [`Hello`] from the dialling end, answered by a `Hello` or a [`Reject`]; either end
 //!   may end any exchange with a `Reject`; [`Heartbeat`]s may come at any time and are never out of place;
 //! * [`Purpose::Stream`] and [`Purpose::Wal`]: [`Resume`] up; then [`Timeline`], [`Wal`], [`Samples`], [`Members`],
-//!   [`Standing`] and [`Kept`] policies down, and [`Ack`] and [`Feedback`] up;
+//!   [`Standing`] and [`Kept`] policies down, and [`Ack`], [`Relayed`] and
+//!   [`Feedback`] up;
 //! * [`Purpose::Backup`]: [`BackupStart`] up; [`BackupPhase`] repeated, then [`BackupStarted`] and the whole listing
 //!   ([`Listed`], in parts) down; when all files are here, `BackupStop` up, `BackupPhase` repeated, then
 //!   [`BackupStopped`] and [`ControlFileContent`] down;
@@ -20,6 +21,7 @@ mod control;
 mod digest;
 mod files;
 mod path;
+mod relayed;
 mod route;
 mod stream;
 
@@ -36,6 +38,7 @@ pub use control::{
 pub use digest::Digest;
 pub use files::{BLOCK_BYTES, ControlFileContent, FileBegin, FileChunk, FileEnd, FileGone, WantFile};
 pub use path::{PathRefused, WirePath};
+pub use relayed::{Relayed, RelayedList};
 pub use route::{Loop, Route, Standing};
 pub use stream::{Ack, Heartbeat, OpenFrame, Resume, Timeline, Wal};
 
@@ -59,6 +62,7 @@ mod kind {
     pub const SAMPLES: u8 = 0x15;
     pub const POLICY: u8 = 0x16;
     pub const STANDING: u8 = 0x17;
+    pub const RELAYED: u8 = 0x18;
 
     pub const BACKUP_START: u8 = 0x20;
     pub const BACKUP_PHASE: u8 = 0x21;
@@ -109,6 +113,8 @@ pub enum Message {
     Policy(Box<Kept>),
     /// How the sender's own WAL comes to it, when the stream begins and at every change.
     Standing(Standing),
+    /// How far the nodes are that get their WAL through the receiver: up, when they change and every second.
+    Relayed(RelayedList),
 
     /// Begin a base backup.
     BackupStart(BackupStart),
@@ -156,6 +162,7 @@ impl Message {
             Message::Samples(_) => "Samples",
             Message::Policy(_) => "Policy",
             Message::Standing(_) => "Standing",
+            Message::Relayed(_) => "Relayed",
             Message::BackupStart(_) => "BackupStart",
             Message::BackupPhase(_) => "BackupPhase",
             Message::BackupStarted(_) => "BackupStarted",
@@ -190,6 +197,7 @@ impl Message {
             Message::Samples(samples) => json(kind::SAMPLES, name, &samples),
             Message::Policy(policy) => json(kind::POLICY, name, &policy),
             Message::Standing(standing) => json(kind::STANDING, name, &standing),
+            Message::Relayed(nodes) => json(kind::RELAYED, name, &nodes),
             Message::BackupStart(start) => json(kind::BACKUP_START, name, &start),
             Message::BackupPhase(phase) => json(kind::BACKUP_PHASE, name, &phase),
             Message::BackupStarted(started) => json(kind::BACKUP_STARTED, name, &started),
@@ -226,6 +234,7 @@ impl Message {
             kind::SAMPLES => from_json("Samples", frame).map(Message::Samples),
             kind::POLICY => from_json("Policy", frame).map(|policy| Message::Policy(Box::new(policy))),
             kind::STANDING => from_json("Standing", frame).map(Message::Standing),
+            kind::RELAYED => from_json("Relayed", frame).map(Message::Relayed),
             kind::BACKUP_START => from_json("BackupStart", frame).map(Message::BackupStart),
             kind::BACKUP_PHASE => from_json("BackupPhase", frame).map(Message::BackupPhase),
             kind::BACKUP_STARTED => {

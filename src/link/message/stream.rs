@@ -97,7 +97,7 @@ impl Wal {
 }
 
 /// How far the receiver is on `timeline`; sent at least every [`crate::link::HEARTBEAT_EVERY`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Ack {
     /// The timeline that the positions are on.
     pub timeline: TimelineId,

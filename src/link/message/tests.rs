@@ -59,6 +59,7 @@ fn one_of_each() -> Vec<Message> {
         positions: Some(positions),
         last_seen: Some(now),
         alarms: vec!["the store is full".into()],
+        upstream: Some("db1".into()),
     };
     let answer = Answer {
         node: "db2".into(),
@@ -112,6 +113,15 @@ fn one_of_each() -> Vec<Message> {
         files: 9,
         bytes: 10,
     };
+    let ack = Ack {
+        timeline: TimelineId(3),
+        written_lsn: Lsn(4),
+        flushed_lsn: Lsn(3),
+        replayed_lsn: Lsn(2),
+        restartpoint_lsn: Lsn(1),
+        policy_serial: 7,
+        is_copying: true,
+    };
     vec![
         Message::Hello(Box::new(hello())),
         Message::Reject(Reject { code: Code::Epoch, message: "old".into(), hint: "Look.".into() }),
@@ -121,15 +131,19 @@ fn one_of_each() -> Vec<Message> {
         Message::Resume(Resume { timeline: TimelineId(1), lsn: Lsn(8192), frame: Some(frame) }),
         Message::Timeline(Timeline { identity: timeline, history: "1\t0/5000098\tx\n".into() }),
         Message::Wal(wal(Bytes::from_static(b"zstd"))),
-        Message::Ack(Ack {
-            timeline: TimelineId(3),
-            written_lsn: Lsn(4),
-            flushed_lsn: Lsn(3),
-            replayed_lsn: Lsn(2),
-            restartpoint_lsn: Lsn(1),
-            policy_serial: 7,
-            is_copying: true,
-        }),
+        Message::Ack(ack),
+        Message::Relayed(RelayedList(vec![Relayed {
+            node: "db4".into(),
+            upstream: "db3".into(),
+            store_uuid: "x".into(),
+            former_store_uuids: vec!["w".into()],
+            certificate_serial: u64::MAX,
+            advertise: None,
+            is_connected: true,
+            since: now,
+            silent_millis: 7,
+            ack: Some(ack),
+        }])),
         Message::Policy(Box::new(Kept { effective: Some(policy), pending: None })),
         Message::Heartbeat(heartbeat),
         Message::Feedback(feedback),

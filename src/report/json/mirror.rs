@@ -138,6 +138,7 @@ mirror! {
     DownstreamJson of Downstream {
         name: String,
         address: String,
+        via: Option<String>,
         contact: ContactJson,
         last_contact: Option<Time> as option, option,
         progress: ProgressJson,
@@ -150,6 +151,7 @@ mirror! {
         name: String,
         role: RoleJson,
         advertise: Option<String> as text_or_null, or_default,
+        upstream: Option<String>,
         progress: ProgressJson,
         last_contact: Option<Time> as option, option,
     }
