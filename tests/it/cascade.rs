@@ -12,7 +12,7 @@ use walship::vitals::Contact;
 use crate::harness::{Node, PATIENCE, Test, eventually};
 
 /// A standby that prefers these nodes as its sources.
-async fn standby_of(test: &Test, name: &str, primary: &Node, upstream: &[&Node]) -> Node {
+pub async fn standby_of(test: &Test, name: &str, primary: &Node, upstream: &[&Node]) -> Node {
     let bundle = primary.invite(name).await;
     let mut node = Node::empty(test, name);
     prefers(&mut node, upstream);
@@ -22,7 +22,7 @@ async fn standby_of(test: &Test, name: &str, primary: &Node, upstream: &[&Node])
 }
 
 /// Sets the order of preference for later starts.
-fn prefers(node: &mut Node, upstream: &[&Node]) {
+pub fn prefers(node: &mut Node, upstream: &[&Node]) {
     let addresses: Vec<String> = upstream.iter().map(|node| node.advertise.to_string()).collect();
     node.sidecar.set("WALSHIP_UPSTREAM", &addresses.join(","));
 }
@@ -33,7 +33,7 @@ async fn upstream(node: &Node) -> anyhow::Result<Upstream> {
 }
 
 /// Waits until a node's WAL takes this way.
-async fn takes(node: &Node, route: &[&str]) {
+pub async fn takes(node: &Node, route: &[&str]) {
     eventually(&format!("{} follows {route:?}", node.name()), async || {
         let upstream = upstream(node).await?;
         let is_up = matches!(upstream.contact, Contact::Up { .. });
@@ -43,13 +43,13 @@ async fn takes(node: &Node, route: &[&str]) {
     .await;
 }
 
-async fn writers(primary: &Node) -> Workload {
+pub async fn writers(primary: &Node) -> Workload {
     let workload = Workload::start(&primary.cluster.conninfo(), &WorkloadOptions::default()).await.unwrap();
     written(&workload, 200).await;
     workload
 }
 
-async fn written(workload: &Workload, more: usize) {
+pub async fn written(workload: &Workload, more: usize) {
     let from = workload.acknowledged();
     eventually("more is acknowledged", async || {
         let now = workload.acknowledged();
@@ -60,7 +60,7 @@ async fn written(workload: &Workload, more: usize) {
 }
 
 /// Checks rows and stores once the writers have ended.
-async fn all_are_equal(workload: Workload, primary: &Node, standbys: &[&Node]) {
+pub async fn all_are_equal(workload: Workload, primary: &Node, standbys: &[&Node]) {
     let ledger = workload.stop().await;
     for standby in standbys {
         assert!(standby.equals(primary).await >= ledger.notes().len() as u64);
@@ -175,7 +175,7 @@ async fn downstream(node: &Node, name: &str) -> anyhow::Result<Downstream> {
 }
 
 /// Waits until a node hears of another through a third, up to date.
-async fn hears_of(node: &Node, name: &str, via: Option<&str>, primary: &Node) {
+pub async fn hears_of(node: &Node, name: &str, via: Option<&str>, primary: &Node) {
     let written = primary.cluster.value("SELECT pg_current_wal_flush_lsn()").await.unwrap();
     let written: Lsn = written.parse().unwrap();
     eventually(&format!("{} hears of {name} via {via:?}", node.name()), async || {

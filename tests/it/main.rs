@@ -13,6 +13,8 @@ mod basebackup;
 mod capture;
 /// Standbys that follow standbys.
 mod cascade;
+/// A cascade under load while its parts are killed, frozen and cut off.
+mod cascade_crash;
 /// What `walship check` finds, and whether what it prints mends it.
 mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
@@ -41,6 +43,8 @@ mod ledger;
 mod lost_wal;
 /// Each major version of PostgreSQL that is here, and what came with one.
 mod majors;
+/// Standbys that move on, back, and along with a promotion.
+mod moving;
 /// The primary is lost, and a standby takes its place.
 mod promotion;
 /// The bad network that other tests rely on.
