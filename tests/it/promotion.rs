@@ -34,7 +34,7 @@ async fn three(test: &Test) -> (Node, Node, Node) {
 }
 
 /// Writes more than goes over a slow link meanwhile.
-async fn write_much(node: &Node, table: &str) {
+pub async fn write_much(node: &Node, table: &str) {
     let statement = format!(
         "CREATE TABLE {table} AS SELECT repeat(md5(a::text), 10) FROM generate_series(1, 30000) AS a"
     );
@@ -42,7 +42,7 @@ async fn write_much(node: &Node, table: &str) {
 }
 
 /// Sets what a standby ships per second. Otherwise one that is behind gets from the others what they have.
-async fn ships_at(node: &mut Node, rate: &str) {
+pub async fn ships_at(node: &mut Node, rate: &str) {
     assert!(node.sidecar.terminate().await.success());
     node.sidecar.set("WALSHIP_MAX_RATE", rate);
     node.run().await;

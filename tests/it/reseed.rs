@@ -10,6 +10,7 @@ use walship::restore::target::MARKER_FILE;
 
 use crate::delta::{primary_behind_a_link, verify};
 use crate::harness::{Node, Test, eventually};
+use crate::promotion::{ships_at, write_much};
 
 /// A standby beside a primary that is reached through a proxy, both with rows that do not compress.
 async fn pair(test: &Test) -> (Node, Node, Proxy) {
@@ -269,8 +270,9 @@ async fn a_standby_that_diverged_is_made_whole_and_its_log_is_set_aside() {
     let mut db2 = test.standby("db2", &db1).await;
     let mut db3 = test.standby("db3", &db1).await;
     db2.knows(&["db1", "db3"]).await;
+    ships_at(&mut db3, "1KiB").await;
     db2.sidecar.terminate().await;
-    db1.cluster.sql("CREATE TABLE not_on_db2 AS SELECT generate_series(1, 1000)").await.unwrap();
+    write_much(&db1, "not_on_db2").await;
     db3.follows(&db1).await;
     let mut db1 = db1;
     db1.dies().await;
