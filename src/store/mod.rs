@@ -27,6 +27,7 @@ mod seal;
 mod state;
 mod timeline;
 mod trouble;
+mod walker;
 mod writer;
 
 use std::fs::File;
