@@ -100,6 +100,10 @@ impl Source {
             if let Some(mut reader) = self.reader.take() {
                 // What changes from here on is a change to be waited for.
                 self.positions.mark_unchanged();
+                if reader.is_at_end() {
+                    (self.reader, self.at_end) = (Some(reader), true);
+                    continue;
+                }
                 self.reading = Some(self.tasks.spawn_blocking(move || {
                     let found = reader.read();
                     (reader, found)
@@ -129,6 +133,12 @@ impl Source {
 }
 
 impl Reader {
+    /// Whether there is nothing to read for now, as far as that can be said without the disk.
+    fn is_at_end(&self) -> bool {
+        let goes_on = self.store.switch_of(self.timeline).is_none_or(|(_, lsn)| self.lsn < lsn);
+        goes_on && self.cursor.as_ref().is_some_and(RawCursor::is_at_end)
+    }
+
     /// Reads one step, never past the end of the timeline. Blocks.
     fn read(&mut self) -> Found {
         let switch = self.store.switch_of(self.timeline);

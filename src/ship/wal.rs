@@ -65,8 +65,11 @@ pub(super) async fn send<S: AsyncWrite>(
     }
 }
 
-/// One step of the cursor on a blocking thread.
+/// One step of the cursor: at once for a downstream in step, else on a blocking thread.
 async fn next(mut cursor: Cursor) -> anyhow::Result<(Cursor, Step)> {
+    if let Some(step) = cursor.ready() {
+        return Ok((cursor, step));
+    }
     let stepped = tokio::task::spawn_blocking(move || {
         let step = cursor.next();
         (cursor, step)

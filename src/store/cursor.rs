@@ -136,6 +136,12 @@ impl Cursor {
         self.walker.lsn
     }
 
+    /// What [`Cursor::next`] would say, when that takes neither disk nor zstd: for a reader in step, which is about to
+    /// read what the writer has in memory still. `None`: ask `next`, on a blocking thread.
+    pub fn ready(&mut self) -> Option<Step> {
+        if self.private.is_some() { None } else { self.walker.ready() }
+    }
+
     /// The next chunk, or why there is none.
     #[allow(clippy::should_implement_trait, reason = "an iterator ends; a log does not")]
     pub fn next(&mut self) -> Result<Step, StoreError> {
@@ -203,6 +209,11 @@ impl RawCursor {
         visibility: Visibility,
     ) -> Result<RawCursor, StoreError> {
         Ok(RawCursor { walker: Walker::open(store, timeline, lsn, visibility)?, decoder: None })
+    }
+
+    /// True when [`RawCursor::next`] would find nothing more for now, as far as that can be said without the disk.
+    pub fn is_at_end(&self) -> bool {
+        self.walker.is_at_end()
     }
 
     /// The next bytes, or why there are none.

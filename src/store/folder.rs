@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::index::{Index, Key, Segment};
+use super::index::{Index, Key, Segment, Tail};
 use super::seal::Seal;
 use super::{State, StoreError, recovery};
 use crate::durable::{self, FileError};
@@ -136,6 +136,7 @@ fn sealed_segment(path: PathBuf, state: &State) -> Result<Segment, StoreError> {
         file: None,
         inode: metadata.ino(),
         disk_bytes: metadata.len(),
+        tail: Tail::default(),
     })
 }
 

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::Positions;
 use crate::pg::{Lsn, SegmentNumber, TimelineId};
 
@@ -41,6 +43,26 @@ pub(super) struct Segment {
     pub(super) inode: u64,
     /// Its size on disk.
     pub(super) disk_bytes: u64,
+    /// What was written last, while it grows: most readers are about to read just that.
+    pub(super) tail: Tail,
+}
+
+/// The end of a file that is in memory still: one batch.
+#[derive(Clone, Default, Debug)]
+pub(super) struct Tail {
+    /// Where in the file it begins.
+    pub(super) offset: u64,
+    /// As it was written.
+    pub(super) bytes: Bytes,
+}
+
+impl Tail {
+    /// The bytes from one place in the file to another, when all of them are here.
+    pub(super) fn get(&self, from: u64, to: u64) -> Option<Bytes> {
+        let (start, end) = (from.checked_sub(self.offset)?, to.checked_sub(self.offset)?);
+        let is_here = start <= end && end <= self.bytes.len() as u64;
+        is_here.then(|| self.bytes.slice(start as usize..end as usize))
+    }
 }
 
 /// All segments of a store.

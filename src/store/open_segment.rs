@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::codec::{EMPTY_LAST_BLOCK, FRAME_BYTES, FrameDecoder, FrameEncoder};
 use super::cursor::{Chunk, OpenFrame};
 use super::folder::{self, Form};
-use super::index::{Key, Segment};
+use super::index::{Key, Segment, Tail};
 use super::recovery::Recovered;
 use super::seal::Seal;
 use super::{Mark, State, Store, StoreError};
@@ -29,6 +29,7 @@ pub(super) struct OpenSegment {
     end: Mark,
     frame: Frame,
     hasher: Sha256,
+    tail: Tail,
 }
 
 /// The frame that the file ends in.
@@ -58,6 +59,7 @@ impl OpenSegment {
             end: Mark { lsn: start, offset: 0 },
             frame: Frame::Closed,
             hasher: Sha256::new(),
+            tail: Tail::default(),
         })
     }
 
@@ -77,6 +79,7 @@ impl OpenSegment {
             end: recovered.end,
             frame,
             hasher: recovered.hasher,
+            tail: Tail::default(),
         }
     }
 
@@ -112,7 +115,7 @@ impl OpenSegment {
                 self.frame = Frame::Encoding(encoder);
             }
         }
-        self.write(&output, end)
+        self.write(output, end)
     }
 
     /// Appends a chunk as it came, once its content is known to be what it says.
@@ -136,7 +139,7 @@ impl OpenSegment {
         }
         self.hasher.update(&raw);
         output.extend_from_slice(&chunk.bytes);
-        self.write(&output, chunk.end)
+        self.write(output, chunk.end)
     }
 
     /// What a sender must know to go on at this byte.
@@ -158,7 +161,7 @@ impl OpenSegment {
         let state = store.state();
         let mut output = Vec::new();
         self.close_frame_into(&mut output);
-        self.write(&output, self.end.lsn)?;
+        self.write(output, self.end.lsn)?;
         let whole = self.end.lsn == state.segment_size.end_lsn(self.key.1);
         let form = if whole { Form::Whole } else { Form::Short };
         let seal = self.describe(&state)?.encode()?;
@@ -172,6 +175,7 @@ impl OpenSegment {
             durable: self.end,
             sealed: true,
             file: None,
+            tail: Tail::default(),
             ..self.as_segment()
         })
     }
@@ -200,6 +204,7 @@ impl OpenSegment {
             file: Some(Arc::clone(&self.file)),
             inode: self.inode,
             disk_bytes: self.end.offset,
+            tail: self.tail.clone(),
         }
     }
 
@@ -214,9 +219,16 @@ impl OpenSegment {
         }
     }
 
-    fn write(&mut self, bytes: &[u8], end_lsn: Lsn) -> Result<(), StoreError> {
-        self.file.write_all_at(bytes, self.end.offset).map_err(|e| FileError::new("write", &self.path, e))?;
-        self.end = Mark { lsn: end_lsn, offset: self.end.offset + bytes.len() as u64 };
+    /// What was written last, for readers.
+    pub(super) fn tail(&self) -> Tail {
+        self.tail.clone()
+    }
+
+    fn write(&mut self, bytes: Vec<u8>, end_lsn: Lsn) -> Result<(), StoreError> {
+        let offset = self.end.offset;
+        self.file.write_all_at(&bytes, offset).map_err(|e| FileError::new("write", &self.path, e))?;
+        self.end = Mark { lsn: end_lsn, offset: offset + bytes.len() as u64 };
+        self.tail = Tail { offset, bytes: bytes.into() };
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use rustix::fs::{Advice, fadvise};
 use sha2::{Digest, Sha256};
 
 use super::codec::{EMPTY_LAST_BLOCK, FrameDecoder, FrameEncoder, block_bytes, frame_header_bytes};
-use super::index::{Key, Segment};
+use super::index::{Key, Segment, Tail};
 use super::{Mark, RawStep, Store, StoreError, Visibility};
 use crate::durable::{self, FileError};
 use crate::pg::record::RecordScanner;
@@ -47,6 +47,7 @@ impl Recovered {
             durable: self.end,
             sealed: false,
             disk_bytes: self.end.offset,
+            tail: Tail::default(),
             path: self.path,
             file: None,
             inode: self.inode,

@@ -1,5 +1,7 @@
 //! The store as a whole: writers, readers, crashes at every byte.
 
+use std::io::Read;
+
 use super::*;
 use crate::pg::SegmentSize;
 use crate::pg::wal_fixture::{Random, RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
@@ -348,4 +350,41 @@ fn a_segment_that_is_being_sealed_can_be_opened_for_reading() {
         }
     }
     assert!(read_all(&store, wal.start, Visibility::Appended) == wal.bytes);
+}
+
+#[test]
+fn a_reader_in_step_is_served_from_memory_with_the_bytes_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let wal = RandomWal::new(23, 400);
+    let (store, mut writer) = new_store(folder.path(), wal.start);
+    let mut cursor = store.cursor(TIMELINE, wal.start, Visibility::Appended).unwrap();
+    let mut raw = store.raw_cursor(TIMELINE, wal.start, Visibility::Durable).unwrap();
+    let (mut from_memory, mut from_disk, mut shipped) = (0, 0, Vec::new());
+    for (start, batch) in batches(&wal, 24) {
+        writer.append(start, batch).unwrap();
+        loop {
+            let step = match cursor.ready() {
+                Some(step) => {
+                    from_memory += 1;
+                    step
+                }
+                None => {
+                    from_disk += 1;
+                    cursor.next().unwrap()
+                }
+            };
+            let Step::Chunk(chunk) = step else { break };
+            shipped.extend_from_slice(&chunk.bytes);
+        }
+        assert_eq!(cursor.lsn(), start + batch.len() as u64);
+        store.sync().unwrap();
+        assert!(!raw.is_at_end());
+        while let RawStep::Bytes { .. } = raw.next().unwrap() {}
+        let is_whole = cursor.lsn() == store.identity().segment_size.start_of(cursor.lsn());
+        assert!(raw.is_at_end() || is_whole);
+    }
+    assert!(from_memory > 10 * from_disk, "{from_memory} steps from memory, {from_disk} from the disk");
+    let mut decoded = Vec::new();
+    zstd::stream::read::Decoder::new(&shipped[..]).unwrap().read_to_end(&mut decoded).ok();
+    assert!(decoded.len() > wal.bytes.len() / 2 && wal.bytes.starts_with(&decoded));
 }

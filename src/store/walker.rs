@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use super::cursor::{Chunk, OpenFrame, Step, Visibility};
@@ -33,8 +34,15 @@ struct Place {
 
 /// What the index says of a place.
 enum View {
-    Piece { end: Mark, opens_frame: bool },
-    NoMore { sealed: bool },
+    Piece {
+        end: Mark,
+        opens_frame: bool,
+        /// When they are in memory still.
+        bytes: Option<Bytes>,
+    },
+    NoMore {
+        sealed: bool,
+    },
     Gone,
 }
 
@@ -59,7 +67,13 @@ impl Walker {
                 continue;
             };
             match self.view(place) {
-                View::Piece { end, opens_frame } => return self.read(end, opens_frame).map(Step::Chunk),
+                View::Piece { end, opens_frame, bytes } => {
+                    let bytes = match bytes {
+                        Some(bytes) => bytes,
+                        None => self.read(end)?,
+                    };
+                    return Ok(Step::Chunk(self.advance(end, opens_frame, bytes)));
+                }
                 // One sealed short has no successor on its timeline.
                 View::NoMore { sealed: true } if self.at_segment_end(place.mark.lsn) => self.place = None,
                 View::NoMore { .. } => return Ok(self.no_more()),
@@ -67,6 +81,25 @@ impl Walker {
                 View::Gone => self.place = None,
             }
         }
+    }
+
+    /// What [`Walker::next`] would say, when that takes no file: never a wait, at most the index's lock.
+    pub(super) fn ready(&mut self) -> Option<Step> {
+        let place = self.place.as_ref().filter(|place| place.mark.lsn == self.lsn)?;
+        match self.view(place) {
+            View::Piece { end, opens_frame, bytes } => {
+                Some(Step::Chunk(self.advance(end, opens_frame, bytes?)))
+            }
+            View::NoMore { sealed: false } => Some(self.no_more()),
+            View::NoMore { sealed: true } | View::Gone => None,
+        }
+    }
+
+    /// Whether it stands at the end of a file that grows, and has to wait: at most the index's lock.
+    pub(super) fn is_at_end(&self) -> bool {
+        let place = self.place.as_ref().filter(|place| place.mark.lsn == self.lsn);
+        let is_last = |place| matches!(self.view(place), View::NoMore { sealed: false });
+        place.is_some_and(is_last) && self.no_more() == Step::AtEnd
     }
 
     fn at_segment_end(&self, lsn: Lsn) -> bool {
@@ -97,7 +130,8 @@ impl Walker {
             return View::NoMore { sealed: segment.sealed };
         }
         let opens_frame = next > 0 && segment.frames[next - 1].offset == place.mark.offset;
-        View::Piece { end, opens_frame }
+        let bytes = segment.tail.get(place.mark.offset, end.offset);
+        View::Piece { end, opens_frame, bytes }
     }
 
     fn visible(&self, segment: &Segment) -> Mark {
@@ -107,17 +141,22 @@ impl Walker {
         }
     }
 
-    fn read(&mut self, end: Mark, opens_frame: bool) -> Result<Chunk, StoreError> {
-        let Some(place) = self.place.as_mut() else { unreachable!("read without a place") };
+    fn read(&self, end: Mark) -> Result<Bytes, StoreError> {
+        let Some(place) = self.place.as_ref() else { unreachable!("read without a place") };
         let mut bytes = vec![0; (end.offset - place.mark.offset) as usize];
         place
             .file
             .read_exact_at(&mut bytes, place.mark.offset)
             .map_err(|e| FileError::new("read WAL of", self.store.folder(), e))?;
-        let start = place.mark.lsn;
-        place.mark = end;
+        Ok(bytes.into())
+    }
+
+    /// Passes over the bytes up to `end`: the chunk that they are.
+    fn advance(&mut self, end: Mark, opens_frame: bool, bytes: Bytes) -> Chunk {
+        let Some(place) = self.place.as_mut() else { unreachable!("advance without a place") };
+        let start = std::mem::replace(&mut place.mark, end).lsn;
         self.lsn = self.lsn.max(end.lsn);
-        Ok(Chunk { timeline: self.timeline, start, end: end.lsn, opens_frame, bytes: bytes.into() })
+        Chunk { timeline: self.timeline, start, end: end.lsn, opens_frame, bytes }
     }
 
     /// Finds the frame that holds `lsn`; false while it is not there yet.

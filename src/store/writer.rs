@@ -214,6 +214,7 @@ impl Writer {
                 segment.frames.extend_from_slice(open.frames_since(known));
                 segment.appended = open.end();
                 segment.disk_bytes = open.end().offset;
+                segment.tail = open.tail();
             }
         }
         if open.end().lsn == size.end_lsn(open.key.1) {
