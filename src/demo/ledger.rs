@@ -54,8 +54,8 @@ pub struct Note {
     pub client: u32,
     /// Its number among that client's rows.
     pub serial: u64,
-    /// A WAL position at or after the end of its commit record.
-    pub lsn: Lsn,
+    /// A WAL position at or after the end of its commit record; `None` when the server went before it said so.
+    pub lsn: Option<Lsn>,
 }
 
 /// What was acknowledged.
@@ -71,7 +71,7 @@ pub struct Ledger {
 pub struct Verified {
     /// Noted rows that are there and equal.
     pub present: usize,
-    /// Noted rows beyond the position asked for that are not there.
+    /// Noted rows beyond the position asked for, or at an unknown one, that are not there.
     pub lost_beyond: usize,
 }
 
@@ -173,16 +173,31 @@ impl Writer {
             let (owner, number) = (i64::from(self.client), serial as i64);
             let row: [&(dyn ToSql + Sync); 3] = [&owner, &number, &payload];
             tokio::time::timeout(STATEMENT_TIMEOUT, client.execute(&insert, &row)).await??;
+            // At once: the promise was made, whatever becomes of the next question.
+            let noted = self.note(serial);
             // Where the WAL's insertion stands is at or after this commit also when it was not waited for.
             let position = client.query_one("SELECT pg_current_wal_insert_lsn()::text", &[]);
             let row = tokio::time::timeout(STATEMENT_TIMEOUT, position).await??;
-            let note = Note { client: self.client, serial, lsn: row.get::<_, &str>(0).parse()? };
-            self.ledger.lock().unwrap_or_else(PoisonError::into_inner).notes.push(note);
+            self.note_position(noted, row.get::<_, &str>(0).parse()?);
             if !self.options.pause.is_zero() {
                 tokio::time::sleep(self.options.pause).await;
             }
         }
         Ok(())
+    }
+
+    /// Notes an acknowledged row; at which place.
+    fn note(&self, serial: u64) -> usize {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.notes.push(Note { client: self.client, serial, lsn: None });
+        ledger.notes.len() - 1
+    }
+
+    fn note_position(&self, place: usize, lsn: Lsn) {
+        let mut ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(note) = ledger.notes.get_mut(place) {
+            note.lsn = Some(lsn);
+        }
     }
 }
 
@@ -192,13 +207,13 @@ impl Ledger {
         &self.notes
     }
 
-    /// The highest position noted; what a standby must reach to have every row.
+    /// The highest position noted; what a standby must reach to have every row whose position is known.
     pub fn end_lsn(&self) -> Lsn {
-        self.notes.iter().map(|note| note.lsn).max().unwrap_or(Lsn::INVALID)
+        self.notes.iter().filter_map(|note| note.lsn).max().unwrap_or(Lsn::INVALID)
     }
 
-    /// Checks that a server has every noted row whose position is at or below `up_to` (all, if there is none), and
-    /// that every row it has is as its client wrote it. An error names rows.
+    /// Checks that a server has every noted row whose position is known to be at or below `up_to` (all, if there is
+    /// none), and that every row it has is as its client wrote it. An error names rows.
     pub async fn verify(&self, conninfo: &str, up_to: Option<Lsn>) -> anyhow::Result<Verified> {
         let client = connect(conninfo).await?;
         let select = format!("SELECT client, serial, payload FROM {TABLE}");
@@ -211,7 +226,9 @@ impl Ledger {
         for note in &self.notes {
             match payloads.contains_key(&(i64::from(note.client), note.serial as i64)) {
                 true => verified.present += 1,
-                false if up_to.is_some_and(|up_to| note.lsn > up_to) => verified.lost_beyond += 1,
+                false if up_to.is_some_and(|up_to| note.lsn.is_none_or(|lsn| lsn > up_to)) => {
+                    verified.lost_beyond += 1
+                }
                 false => missing.push((note.client, note.serial, note.lsn)),
             }
         }

@@ -107,7 +107,8 @@ impl Crash {
                 let ledger = self.workload.ledger();
                 self.replays(ledger.end_lsn()).await;
                 if looks {
-                    ledger.verify(&self.standby.cluster.conninfo(), None).await.unwrap();
+                    let up_to = Some(ledger.end_lsn());
+                    ledger.verify(&self.standby.cluster.conninfo(), up_to).await.unwrap();
                 }
             }
         }

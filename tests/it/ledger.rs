@@ -45,10 +45,10 @@ async fn a_lost_row_and_a_changed_one_are_noticed() {
     cluster.sql(&format!("DELETE FROM walship_ledger WHERE serial = {}", last.serial)).await.unwrap();
     let error = ledger.verify(&cluster.conninfo(), None).await.unwrap_err().to_string();
     assert!(
-        error.contains("1 of ") && error.contains(&format!("(0, {}, {}", last.serial, last.lsn)),
+        error.contains("1 of ") && error.contains(&format!("(0, {}, {:?}", last.serial, last.lsn)),
         "{error}"
     );
-    let before = Some(Lsn(last.lsn.0 - 1));
+    let before = last.lsn.map(|lsn| Lsn(lsn.0 - 1));
     let verified = ledger.verify(&cluster.conninfo(), before).await.unwrap();
     assert_eq!((verified.present, verified.lost_beyond), (ledger.notes().len() - 1, 1));
 

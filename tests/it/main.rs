@@ -27,6 +27,8 @@ mod crash;
 mod delta;
 /// What `walship demo` shows.
 mod demo;
+/// The primary is killed and its disk taken away: what was acknowledged is on the one that takes over.
+mod disaster;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
 /// A disk that is full: said at once, nothing harmed, and it goes on when there is room.
