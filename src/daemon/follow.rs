@@ -320,14 +320,6 @@ impl Reasons {
             _ => None,
         };
         let lost = Lost::of(error);
-        let is_loop = matches!(error.downcast_ref(), Some(LinkError::Mismatch(mismatch)) if mismatch.code() == Code::Route);
-        let passing = error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
-            || error.downcast_ref::<Superseded>().is_some()
-            // The store itself tells of its disk.
-            || trouble::is_of_disk(error)
-            || is_loop
-            || matches!(rejected, Some(Code::Route | Code::Removed))
-            || reason.starts_with("no primary");
         // The words of a refusal change with the positions in them.
         let key = match (rejected, lost) {
             (Some(code), _) => format!("{code:?}"),
@@ -341,10 +333,48 @@ impl Reasons {
             tracing::error!(
                 "this standby can't follow: {reason}; it must be seeded anew: `walship standby --reseed`"
             );
-        } else if passing {
+        } else if is_passing(error) {
             tracing::info!("not following: {reason}");
         } else {
             tracing::warn!("not following: {reason}");
         }
+    }
+}
+
+/// Whether what keeps this node from following is likely to be over without a person.
+fn is_passing(error: &anyhow::Error) -> bool {
+    let code = match error.downcast_ref() {
+        Some(LinkError::Rejected(reject)) => Some(reject.code),
+        Some(LinkError::Mismatch(mismatch)) => Some(mismatch.code()),
+        _ => None,
+    };
+    // Of a promotion not everybody hears at the same moment.
+    matches!(code, Some(Code::Route | Code::Removed | Code::Epoch))
+        || error.downcast_ref::<LinkError>().is_some_and(LinkError::is_gone)
+        || error.downcast_ref::<Superseded>().is_some()
+        // The store itself tells of its disk.
+        || trouble::is_of_disk(error)
+        || error.to_string().starts_with("no primary")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::message::Reject;
+
+    #[test]
+    fn an_upstream_that_has_not_heard_of_a_promotion_yet_is_no_news_for_a_person() {
+        let rejected = |code| {
+            let reject = Reject {
+                code,
+                message: "db1 knows of promotions up to epoch 34".into(),
+                hint: String::new(),
+            };
+            anyhow::Error::from(LinkError::Rejected(Box::new(reject)))
+        };
+        assert!(
+            [Code::Epoch, Code::Route, Code::Removed].into_iter().all(|code| is_passing(&rejected(code)))
+        );
+        assert!(![Code::Diverged, Code::Certificate].into_iter().any(|code| is_passing(&rejected(code))));
     }
 }
