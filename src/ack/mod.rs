@@ -4,6 +4,11 @@
 //!
 //! * A position counts for the store that reported it and on the primary's timeline, and for nothing else.
 //! * What was released is never taken back.
+//! * Of a chain the tail counts, and nobody else. A member on the way reports where it is itself, and passes on what the
+//!   tail said beside that. To a commit this is the same as a member that reports only what has reached the tail, and
+//!   nothing without a path to it: what the tail has not said is not released, whoever is between or has restarted. It
+//!   is more in three ways: the head knows what each member lacks, and keeps the WAL for every one of them; elections see
+//!   true positions; and a tail that connects further up past a dead member goes on counting by its own word.
 //! * A weaker policy takes effect only when a quorum of the one before has stored it, so that whoever is asked at an
 //!   election by the old one has heard of the new one.
 

@@ -12,20 +12,20 @@ use crate::harness::{Node, Test, eventually};
 
 /// What a standby received since its sidecar started, and where its store ends.
 #[derive(Clone, Copy)]
-struct Received {
+pub struct Received {
     raw_bytes: u64,
     wire_bytes: u64,
     end: u64,
 }
 
-async fn received(node: &Node) -> Received {
+pub async fn received(node: &Node) -> Received {
     let Status { upstream, store, .. } = node.status().await.unwrap();
     let traffic = upstream.unwrap().traffic;
     Received { raw_bytes: traffic.raw_bytes, wire_bytes: traffic.wire_bytes, end: store.appended.0 }
 }
 
 /// Checks that no byte of WAL came twice: what came is as long as what is there now and was not before.
-async fn nothing_came_twice(node: &Node, since: Received) {
+pub async fn nothing_came_twice(node: &Node, since: Received) {
     let now = received(node).await;
     assert_eq!(now.raw_bytes - since.raw_bytes, now.end - since.end, "{} got WAL twice", node.name());
 }
