@@ -31,7 +31,8 @@ pub(super) struct File {
     /// Made from the texts, so that an error has the place within the list.
     #[serde(skip)]
     pub upstream: Vec<Address>,
-    http_listen: Later,
+    #[serde(deserialize_with = "text")]
+    pub http_listen: Option<Address>,
     pub postgres: Postgres,
     pub replication: Replication,
     pub retention: Retention,
@@ -107,7 +108,6 @@ impl File {
     fn refuse_later_keys(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
         let Promotion { priority, fence_command, auto_rejoin, start_alone } = &self.promotion;
         let later = [
-            ("", "http_listen", &self.http_listen),
             ("replication", "stall_limit", &self.replication.stall_limit),
             ("promotion", "priority", priority),
             ("promotion", "fence_command", fence_command),

@@ -65,7 +65,14 @@ pub const KEYS: &[Key] = &[
         "A standby's sources, the most preferred first: addresses of other sidecars, primary or standby. After them come \
          the primary, wherever it is, and then any other standby. Empty: the primary.",
     ),
-    later("", "http_listen", "\"\"", "Where to serve metrics and health checks. Empty: nowhere."),
+    key(
+        "",
+        "http_listen",
+        "\"\"",
+        "Where to serve metrics, health checks and waits over HTTP, host:port. Empty: nowhere. Nothing can be changed there, \
+         but whoever reaches it may read all that `walship status` shows: take 127.0.0.1, or a network of your own. Read at \
+         the start only.",
+    ),
     key(
         "postgres",
         "data_directory",

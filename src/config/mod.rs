@@ -42,6 +42,8 @@ pub struct Config {
     pub advertise: Address,
     /// Where a standby gets its WAL, in order of preference.
     pub upstream: Vec<Address>,
+    /// Where HTTP is served, if anywhere.
+    pub http_listen: Option<Address>,
     /// About the local PostgreSQL.
     pub postgres: Postgres,
     /// The slot on the primary.
@@ -120,6 +122,7 @@ impl Config {
             store: absolute(store.ok_or_else(|| missing("store"))?)?,
             advertise: advertise.unwrap_or_else(|| paths::own_address(&listen)),
             listen,
+            http_listen: over.http_listen.clone().or(file.http_listen),
             upstream: if over.upstream.is_empty() { file.upstream } else { over.upstream.clone() },
             postgres: Postgres {
                 data_directory: absolute(data_directory.ok_or_else(|| missing("postgres.data_directory"))?)?,

@@ -33,6 +33,9 @@ pub struct Overrides {
         value_delimiter = ','
     )]
     pub upstream: Vec<Address>,
+    /// Where to serve metrics, health checks and waits over HTTP, else nowhere
+    #[arg(long, value_name = "HOST:PORT", env = "WALSHIP_HTTP_LISTEN", hide_env_values = true)]
+    pub http_listen: Option<Address>,
     /// The data directory of this node's PostgreSQL
     #[arg(short = 'D', long, value_name = "PGDATA", env = "WALSHIP_DATA_DIRECTORY", hide_env_values = true)]
     pub data_directory: Option<PathBuf>,

@@ -56,6 +56,7 @@ impl Template {
             ("", "store") => path(&chosen.store),
             ("", "listen") => text(&chosen.listen),
             ("", "advertise") => text(&chosen.advertise),
+            ("", "http_listen") => text(&chosen.http_listen),
             ("", "upstream") if !chosen.upstream.is_empty() => {
                 let addresses: Vec<String> =
                     chosen.upstream.iter().map(|address| quoted(&address.to_string())).collect();

@@ -170,6 +170,7 @@ proptest! {
         let chosen = Overrides {
             store: Some(PathBuf::from(&store)),
             upstream: vec!["[::1]:7432".parse().unwrap(), "db3:1".parse().unwrap()],
+            http_listen: Some("127.0.0.1:7480".parse().unwrap()),
             ..template().chosen
         };
         prop_assume!(!matches!(store.as_str(), "/." | "/.." | "/var"));
@@ -178,6 +179,7 @@ proptest! {
         prop_assert_eq!(&config.store, Path::new(&store));
         prop_assert_eq!(config.postgres.start_command, Some(command));
         prop_assert_eq!(config.upstream, chosen.upstream);
+        prop_assert_eq!(config.http_listen, chosen.http_listen);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod entrant;
 mod epochs;
 mod fitness;
 mod follow;
+mod http;
 mod join;
 pub mod local_copy;
 mod members;
@@ -320,9 +321,13 @@ async fn serve(
     let listener = accept::bind(&node).await?;
     let address = listener.local_address()?;
     let control = control::bind(node.store.folder())?;
+    let http = http::bind(&node).await?;
     tracing::info!(node = %node.config.name, %address, role = ?role, "walship {} is running", env!("CARGO_PKG_VERSION"));
     let accepting = node.tasks.spawn(accept::run(Arc::clone(&node), listener));
     let controlling = node.tasks.spawn(control::run(Arc::clone(&node), control));
+    if let Some(http) = http {
+        node.tasks.spawn(http::run(Arc::clone(&node), http));
+    }
     signals::notify(&[sd_notify::NotifyState::Ready]);
     // The first that ends decides: the role's stages by themselves or at the token, the rest only by failing.
     let ended = tokio::select! {

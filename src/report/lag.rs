@@ -168,6 +168,22 @@ pub fn member_link(member: &Member, now: WallTime) -> Link {
     }
 }
 
+/// How old at most is what this standby shows. Also while the primary is out of hearing: what it lacks was written
+/// after the primary's last word, unless it lacked something already then. `None` when nobody knows.
+pub fn shown_age_at_most(status: &Status) -> Option<Duration> {
+    let end = End::of(status);
+    let own = status.own_progress();
+    let position = end.common(own.timeline?, own.replayed?)?;
+    match (position >= end.lsn?, end.link) {
+        (true, Link::Up(_)) => Some(Duration::ZERO),
+        (true, Link::Cut(age)) => age,
+        (false, _) => match end.age_of_lack(position) {
+            Amount::Known(age) => Some(age),
+            Amount::AtLeast(_) | Amount::Unknown => None,
+        },
+    }
+}
+
 /// Whether a peer is heard: its connection is up and it spoke within [`SILENCE_LIMIT`].
 pub fn link(contact: &Contact, last_contact: Option<WallTime>, now: WallTime) -> Link {
     let Some(age) = last_contact.map(|last| age(last, now)) else { return Link::Cut(None) };

@@ -9,6 +9,7 @@ pub mod bare;
 pub mod check;
 pub mod commits;
 pub mod gather;
+pub mod http;
 pub mod json;
 pub mod lag;
 pub mod nagios;

@@ -187,6 +187,10 @@ async fn what_is_not_known_is_neither_reached_nor_late() {
     let arguments = ["wait", "--lsn", &lsn.to_string(), "--timeout", "0s"];
     db2.walship(&arguments).await.succeeded();
 
+    // A sidecar that is still starting PostgreSQL takes its end for a failed start.
+    db2.sidecar.terminate().await;
+    db2.run().await;
+    wait(&db2, lsn, None, LONG).await.unwrap();
     // What the server had replayed before it went is no answer: the next one may show less at first.
     db2.cluster.kill().await.unwrap();
     eventually("the sidecar notices", async || {
