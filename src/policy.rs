@@ -87,6 +87,14 @@ pub enum PolicyError {
         /// How many there are beside the primary.
         others: usize,
     },
+    /// It would go on without somebody that it names.
+    #[error("commits wait for `{policy}`, which names {name}")]
+    Named {
+        /// The policy.
+        policy: Policy,
+        /// Who is named.
+        name: String,
+    },
     /// Names that no member has.
     #[error("no member is called {}", .0.join(" or "))]
     Unknown(Vec<String>),
@@ -105,6 +113,7 @@ impl PolicyError {
     pub fn hint(&self) -> &'static str {
         match self {
             PolicyError::TooFew { .. } => "Wait for fewer, or let more standbys join first.",
+            PolicyError::Named { .. } => "Set another policy first: `walship sync POLICY`.",
             PolicyError::StallLimit(_) => "Write it like 2s, 500ms or never.",
             PolicyError::Unknown(_) => {
                 "`walship status` lists the members; a standby is one once it has joined."
@@ -143,6 +152,18 @@ impl FromStr for Policy {
             (["first", digits], Some(list)) => Ok(Policy::First { count: count(digits)?, of: names(list)? }),
             (["chain"], Some(list)) => Ok(Policy::Chain { through: names(list)? }),
             _ => Err(form()),
+        }
+    }
+}
+
+impl Policy {
+    /// Whether a person wrote this name, rather than meaning it with `*` or `all`.
+    pub fn names(&self, name: &str) -> bool {
+        match self {
+            Policy::Async | Policy::All | Policy::Any { of: Members::Known, .. } => false,
+            Policy::Any { of: Members::Named(names), .. }
+            | Policy::First { of: names, .. }
+            | Policy::Chain { through: names } => names.iter().any(|known| known == name),
         }
     }
 }

@@ -69,6 +69,8 @@ pub struct Tracker {
     primary: String,
     timeline: Option<TimelineId>,
     members: BTreeMap<String, Member>,
+    /// One that is about to be forgotten.
+    leaving: Option<String>,
     released: Levels<Lsn>,
 }
 
@@ -87,6 +89,7 @@ impl Tracker {
             primary: primary.to_owned(),
             timeline: None,
             members: BTreeMap::new(),
+            leaving: None,
             released: Levels::default(),
         }
     }
@@ -116,7 +119,27 @@ impl Tracker {
     }
 
     fn standing(&self, name: &str) -> Option<Standing> {
-        self.members.get(name).map(|member| member.standing)
+        let member = self.members.get(name).filter(|_| self.leaving.as_deref() != Some(name));
+        member.map(|member| member.standing)
+    }
+
+    /// From now on nothing is released by this member's having it, for it is about to be forgotten. False when that holds
+    /// for another already.
+    pub fn let_leave(&mut self, name: &str) -> bool {
+        let is_free = self.leaving.is_none();
+        self.leaving.get_or_insert_with(|| name.to_owned());
+        is_free
+    }
+
+    /// Ends that: it was forgotten, or stays.
+    pub fn nobody_leaves(&mut self) {
+        self.leaving = None;
+    }
+
+    /// Whether those who count for a policy have what was released so far, as it promises from now on.
+    pub fn is_met(&self, policy: &Resolved, durable: Lsn) -> bool {
+        let met = released(policy, &self.primary, durable, |name| self.standing(name)).unwrap_or_default();
+        met.write >= self.released.write && met.flush >= self.released.flush
     }
 
     /// What is released under a policy, given what the primary itself has fsynced. It never goes back.
@@ -214,6 +237,28 @@ mod tests {
         tracker.hear(&heard(&[]), Some(TIMELINE), Lsn(70));
         assert_eq!(tracker.release(&any, Lsn(70)), Levels::all(Lsn(50)));
         assert_eq!(tracker.release(&policy("async"), Lsn(70)), Levels::all(Lsn(70)));
+    }
+
+    #[test]
+    fn what_was_released_is_had_by_those_who_stay_before_one_goes() {
+        let mut tracker = Tracker::new("db1");
+        let (any, left) = (policy("any 1 (*)"), policy("any 1 (db3)"));
+        let hear = |tracker: &mut Tracker, db2, db3| {
+            let heard = heard(&[("db2", &member(db2, 1)), ("db3", &member(db3, 1))]);
+            tracker.hear(&heard, Some(TIMELINE), Lsn(90));
+            tracker.release(&any, Lsn(90)).flush.0
+        };
+        assert_eq!(hear(&mut tracker, 50, 40), 50);
+        assert!(!tracker.is_met(&left, Lsn(90)));
+        // From here on db2 lets nothing more go.
+        assert!(tracker.let_leave("db2") && !tracker.let_leave("db3"));
+        assert_eq!(hear(&mut tracker, 60, 49), 50);
+        assert!(!tracker.is_met(&left, Lsn(90)));
+        assert_eq!(hear(&mut tracker, 70, 55), 55);
+        assert!(tracker.is_met(&left, Lsn(90)));
+        tracker.nobody_leaves();
+        assert_eq!(hear(&mut tracker, 70, 55), 70);
+        assert!(tracker.is_met(&policy("async"), Lsn(90)));
     }
 
     #[test]

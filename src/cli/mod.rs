@@ -8,6 +8,7 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod exit;
+mod forget;
 pub mod init;
 pub mod invite;
 pub mod lag;
@@ -117,6 +118,7 @@ enum Command {
     Status(Configured<status::Args>),
     Lag(Configured<lag::Args>),
     Sync(sync::Args),
+    Forget(forget::Args),
     Wait(wait::Args),
     Promote(promote::Args),
     Demo(demo::Args),
@@ -195,6 +197,7 @@ impl Command {
                 runtime()?.block_on(lag::run(&args, fetch))
             }
             Command::Sync(args) => sync::run(&args),
+            Command::Forget(args) => forget::run(&args),
             Command::Wait(args) => wait::run(&args),
             Command::Promote(args) => promote::run(&args),
             Command::Demo(args) => demo::run(&args),

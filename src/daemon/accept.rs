@@ -68,7 +68,7 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     let hello = handshake::answer(&mut conn, &ours, identity.as_ref(), |hello| {
         is_served_now(node, hello)?;
         match identity.as_ref().and_then(|identity| Entrant::greeting(hello, identity)) {
-            Some(entrant) => entrant.admit(node.store.member(&hello.node).as_ref()),
+            Some(entrant) => entrant.admit(&node.store.state()),
             None => Ok(()),
         }
     })
@@ -199,7 +199,7 @@ async fn stream(
     downstream: Downstream,
     streams: &Streams,
 ) -> anyhow::Result<()> {
-    let client = downstream.name.clone();
+    let (client, serial) = (downstream.name.clone(), downstream.certificate_serial);
     let place = Place::take(streams, &client, node.token.child_token());
     tracing::info!(standby = %client, address = %downstream.address, "shipping");
     let (relayed, words) = mpsc::channel(relay::QUEUE);
@@ -208,7 +208,18 @@ async fn stream(
     tokio::select! {
         ended = ship::run(conn, shipping(node), Some(counted), place.token.clone()) => ended,
         ended = relay::take(node, &client, words) => ended,
+        () = forgotten(node, &client, serial) => {
+            tracing::info!(standby = %client, "it was taken off the list of members");
+            Ok(())
+        }
     }
+}
+
+/// Waits until a node is taken off the list of members. Cancellation-safe.
+async fn forgotten(node: &Node, name: &str, certificate_serial: u64) {
+    let mut list = node.members.subscribe();
+    // The sender is never gone before the node is.
+    let _ = list.wait_for(|list| list.has_forgotten(name, certificate_serial)).await;
 }
 
 /// Waits until the node has changed its role, or is a primary that was superseded. Cancellation-safe.

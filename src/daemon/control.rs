@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::forget;
 use super::node::Node;
 use super::policy;
 use super::request;
@@ -61,11 +62,24 @@ pub enum Request {
     },
     /// Another acknowledgement policy.
     Sync(NewPolicy),
+    /// Taking a member off the list.
+    Forget(Forget),
     /// An answer when this node has a position.
     Wait {
         /// Which, and for how long.
         wait: Wait,
     },
+}
+
+/// Who is to be forgotten.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Forget {
+    /// Its name.
+    pub name: String,
+    /// Accept what would be refused.
+    pub force: bool,
+    /// Only say what would be done.
+    pub dry_run: bool,
 }
 
 /// What commits are to wait for.
@@ -153,6 +167,10 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
             Err(error) => failed(&error),
         },
         Ok(Request::Sync(wanted)) => match sync(node, wanted).await {
+            Ok(line) => Reply::Done { line },
+            Err(error) => failed(&error),
+        },
+        Ok(Request::Forget(wanted)) => match forget(node, wanted, &mut write).await {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
@@ -244,6 +262,21 @@ async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
     policy::change(node, wanted).await
 }
 
+async fn forget(
+    node: &Arc<Node>,
+    wanted: Forget,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> anyhow::Result<String> {
+    let plan = forget::plan(node, &wanted)?;
+    for line in &plan.lines {
+        send(write, &Reply::Progress { line: line.clone() }).await?;
+    }
+    if wanted.dry_run {
+        return Ok("nothing was changed".to_owned());
+    }
+    forget::carry_out(node, plan, &wanted).await
+}
+
 fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {
     let line = waited.sentence(&node.config.name, status::role_of(node.link_role()), wait);
     let outcome = match waited {
@@ -318,6 +351,11 @@ impl Client {
     /// Asks for another acknowledgement policy, in the same way.
     pub async fn sync(self, wanted: NewPolicy, say: impl FnMut(&str)) -> anyhow::Result<String> {
         self.carry_out(&Request::Sync(wanted), say).await
+    }
+
+    /// Asks for a member to be forgotten, in the same way.
+    pub async fn forget(self, wanted: Forget, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Forget(wanted), say).await
     }
 
     async fn carry_out(mut self, request: &Request, mut say: impl FnMut(&str)) -> anyhow::Result<String> {

@@ -8,7 +8,7 @@ use super::members;
 use super::node::Node;
 use crate::link::message::{Code, Hello, Reject, Relayed, Role};
 use crate::pg::{Lsn, TimelineId};
-use crate::store::{Member, MemberRole};
+use crate::store::{Member, MemberRole, State};
 use crate::tls::Identity;
 
 /// A node that wants to be known.
@@ -60,14 +60,20 @@ impl Entrant {
         }
     }
 
-    /// Whether it may come in with this certificate and this store, given the member of its name.
-    pub fn admit(&self, known: Option<&Member>) -> Result<(), Reject> {
-        let Some(known) = known else { return Ok(()) };
+    /// Whether it may come in with this certificate and this store, given who is known and who no longer is.
+    pub fn admit(&self, state: &State) -> Result<(), Reject> {
         let reject = |message: String| {
             let hint =
                 format!("On the primary run `walship invite {}` and join with the new bundle.", self.name);
             Err(Reject { code: Code::Certificate, message, hint })
         };
+        if state.has_forgotten(&self.name, self.certificate_serial) {
+            return reject(format!(
+                "{} was taken off the list of members with `walship forget`, and needs a new invitation",
+                self.name
+            ));
+        }
+        let Some(known) = state.member(&self.name) else { return Ok(()) };
         if self.certificate_serial < known.certificate_serial {
             return reject(format!("the certificate of {} was replaced by a newer invitation", self.name));
         }
@@ -95,7 +101,14 @@ pub fn enter(node: &Node, entrant: Entrant) -> anyhow::Result<()> {
     let Some(store_uuid) = store_uuid else { return Ok(()) };
     let (timeline, flushed_lsn) =
         position.map_or((None, Lsn::INVALID), |(timeline, lsn)| (Some(timeline), lsn));
+    let mut is_forgotten = false;
     node.store.update_state(|state| {
+        // Since it was admitted, perhaps.
+        is_forgotten = state.has_forgotten(&name, certificate_serial);
+        if is_forgotten {
+            return;
+        }
+        state.forgotten.retain(|gone| gone.name != name);
         let known = state.members.iter().position(|member| member.name == name);
         match known.map(|at| &mut state.members[at]) {
             Some(member) if member.store_uuid == store_uuid => {
@@ -126,6 +139,7 @@ pub fn enter(node: &Node, entrant: Entrant) -> anyhow::Result<()> {
             }
         }
     })?;
+    anyhow::ensure!(!is_forgotten, "it was taken off the list of members just now");
     members::publish(node);
     Ok(())
 }
@@ -133,6 +147,9 @@ pub fn enter(node: &Node, entrant: Entrant) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::WallTime;
+    use crate::pg::SegmentSize;
+    use crate::store::{Forgotten, NewStore, Store};
 
     #[test]
     fn a_certificate_has_one_store_and_a_later_one_replaces_it() {
@@ -157,7 +174,13 @@ mod tests {
             role: MemberRole::Standby,
             position: None,
         };
-        let refused = |store_uuid, serial| entrant(store_uuid, serial).admit(Some(&known)).err();
+        let folder = tempfile::tempdir().unwrap();
+        let segment_size = SegmentSize::new(1 << 20).unwrap();
+        let new = NewStore { system_identifier: 7, segment_size };
+        let mut state = Store::create(folder.path(), new).unwrap().state();
+        assert!(entrant(Some("y"), 1).admit(&state).is_ok());
+        state.members.push(known.clone());
+        let refused = |store_uuid, serial| entrant(store_uuid, serial).admit(&state).err();
         for (store, serial) in [(Some("x"), 5), (Some("x"), 6), (Some("y"), 6), (None, 6)] {
             assert_eq!(refused(store, serial), None, "{store:?} {serial}");
         }
@@ -167,8 +190,16 @@ mod tests {
             assert!(refused(store, serial).unwrap().message.contains(why), "{store:?} {serial}");
         }
         let emptied = Entrant { former_store_uuids: vec!["x".into()], ..entrant(Some("y"), 5) };
-        assert!(emptied.admit(Some(&known)).is_ok());
-        assert!(entrant(Some("y"), 1).admit(None).is_ok());
+        assert!(emptied.admit(&state).is_ok());
         assert!(entrant(Some("x"), 5).is(&known) && !entrant(Some("x"), 6).is(&known));
+
+        let at = WallTime { unix_micros: 1 };
+        state.forgotten.push(Forgotten { name: "db3".into(), certificate_serial: 5, at });
+        state.members.clear();
+        for store in [Some("x"), Some("y"), None] {
+            let why = entrant(store, 5).admit(&state).unwrap_err();
+            assert!(why.message.contains("walship forget") && why.hint.contains("walship invite db3"));
+            assert!(entrant(store, 6).admit(&state).is_ok());
+        }
     }
 }

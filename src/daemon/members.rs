@@ -13,9 +13,9 @@ use super::node::Node;
 use super::{status, trouble};
 use crate::clock::WallTime;
 use crate::failpoint;
-use crate::link::message::{self, Role};
+use crate::link::message::{self, MemberList, Role};
 use crate::pg::Lsn;
-use crate::store::{Member, MemberRole, NodeRole};
+use crate::store::{Forgotten, Member, MemberRole, NodeRole, State};
 use crate::vitals::{Contact, DownstreamVitals};
 
 /// How often the list is made anew for those who follow.
@@ -90,7 +90,7 @@ pub fn publish(node: &Node) {
     };
     let downstreams = node.vitals.downstreams.get();
     let newer = node.superseded_by();
-    let mut others = node.store.state().members;
+    let State { members: mut others, forgotten, .. } = node.store.state();
     others.sort_by(|one, two| one.name.cmp(&two.name));
     let others = others.into_iter().filter(|member| member.name != node.config.name).map(|member| {
         let live = heard(&downstreams, &member);
@@ -113,7 +113,9 @@ pub fn publish(node: &Node) {
             ..known
         }
     });
-    node.members.send_replace(std::iter::once(own).chain(others).collect());
+    let members = std::iter::once(own).chain(others).collect();
+    let forgotten = forgotten.iter().map(link_forgotten).collect();
+    node.members.send_replace(MemberList { members, forgotten });
 }
 
 /// Whom a node follows, while it does.
@@ -143,18 +145,54 @@ pub async fn mirror(node: Arc<Node>) -> anyhow::Result<()> {
 
 /// Keeps the list as it is known now, unless this node has become the primary, which makes it. Blocks.
 pub fn note(node: &Node) -> anyhow::Result<()> {
-    let fresh = others(node);
+    let (fresh, told) = (others(node), node.members.borrow().forgotten.clone());
+    let mut forgotten = Vec::new();
     node.store.update_state(|state| {
         if state.role != Some(NodeRole::Primary) {
+            state.forgotten = still_forgotten(&state.forgotten, &told, &fresh);
+            forgotten = state.forgotten.iter().map(|gone| gone.name.clone()).collect();
             state.members = fresh;
+            let State { members, forgotten, .. } = state;
+            members.retain(|member| forgotten.iter().all(|gone| gone.name != member.name));
         }
     })?;
+    drop_vitals(node, &forgotten);
     Ok(())
+}
+
+/// Those who were known to be forgotten and those who are told to be, but for whoever was invited again since. A list that
+/// comes late, from a node that had not heard of it, brings nobody back.
+fn still_forgotten(known: &[Forgotten], told: &[message::Forgotten], members: &[Member]) -> Vec<Forgotten> {
+    let mut all: BTreeMap<String, Forgotten> = BTreeMap::new();
+    for gone in known.iter().cloned().chain(told.iter().map(state_forgotten)) {
+        match all.get_mut(&gone.name) {
+            Some(other) if other.certificate_serial >= gone.certificate_serial => {}
+            _ => drop(all.insert(gone.name.clone(), gone)),
+        }
+    }
+    for member in members {
+        if all.get(&member.name).is_some_and(|gone| gone.certificate_serial < member.certificate_serial) {
+            all.remove(&member.name);
+        }
+    }
+    all.into_values().collect()
+}
+
+/// Nothing that these nodes said counts any more, nor is shown.
+pub fn drop_vitals(node: &Node, forgotten: &[String]) {
+    if forgotten.iter().any(|name| node.vitals.downstreams.get().contains_key(name)) {
+        node.vitals.downstreams.update(|all| all.retain(|name, _| !forgotten.contains(name)));
+    }
 }
 
 /// The same when it is worth a write: somebody came, went or changed, or got on by a segment.
 fn note_news(node: &Node) -> anyhow::Result<()> {
     let (fresh, noted) = (others(node), node.store.state().members);
+    let told = node.members.borrow().forgotten.clone();
+    let is_known = {
+        let state = node.store.state();
+        told.iter().all(|gone| state.has_forgotten(&gone.name, gone.certificate_serial))
+    };
     let segment_bytes = node.store.identity().segment_size.bytes();
     let same = fresh.len() == noted.len()
         && fresh.iter().zip(&noted).all(|(new, old)| {
@@ -162,13 +200,13 @@ fn note_news(node: &Node) -> anyhow::Result<()> {
                 == (&old.name, &old.store_uuid, &old.advertise, old.role, old.certificate_serial)
                 && new.flushed_lsn.bytes_since(old.flushed_lsn) < segment_bytes
         });
-    if same { Ok(()) } else { note(node) }
+    if same && is_known { Ok(()) } else { note(node) }
 }
 
 /// The other members as they are known now, which may be more than what was noted.
 pub fn others(node: &Node) -> Vec<Member> {
-    let members = node.members.borrow();
-    members.iter().filter(|member| member.name != node.config.name).filter_map(state_member).collect()
+    let list = node.members.borrow();
+    list.members.iter().filter(|member| member.name != node.config.name).filter_map(state_member).collect()
 }
 
 fn state_member(member: &message::Member) -> Option<Member> {
@@ -193,7 +231,10 @@ fn state_member(member: &message::Member) -> Option<Member> {
 
 /// Puts the list in place as it was when the process ended.
 pub fn restore(node: &Node) {
-    node.members.send_replace(node.store.state().members.iter().map(link_member).collect());
+    let state = node.store.state();
+    let members = state.members.iter().map(link_member).collect();
+    let forgotten = state.forgotten.iter().map(link_forgotten).collect();
+    node.members.send_replace(MemberList { members, forgotten });
 }
 
 /// What was noted of a member; the rest is not known any more.
@@ -223,10 +264,53 @@ fn link_member(member: &Member) -> message::Member {
     }
 }
 
+fn link_forgotten(gone: &Forgotten) -> message::Forgotten {
+    let Forgotten { name, certificate_serial, at } = gone.clone();
+    message::Forgotten { name, certificate_serial, at }
+}
+
+fn state_forgotten(gone: &message::Forgotten) -> Forgotten {
+    let message::Forgotten { name, certificate_serial, at } = gone.clone();
+    Forgotten { name, certificate_serial, at }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pg::TimelineId;
+
+    #[test]
+    fn only_a_newer_invitation_brings_a_forgotten_node_back() {
+        let at = WallTime { unix_micros: 1 };
+        let gone = |name: &str, certificate_serial| Forgotten { name: name.into(), certificate_serial, at };
+        let told = |name: &str, serial| link_forgotten(&gone(name, serial));
+        let member = |name: &str, certificate_serial| Member {
+            name: name.into(),
+            store_uuid: "u".into(),
+            advertise: String::new(),
+            role: MemberRole::Standby,
+            certificate_serial,
+            timeline: None,
+            flushed_lsn: Lsn::INVALID,
+            restartpoint_lsn: Lsn::INVALID,
+            last_heard: None,
+            let_go: false,
+        };
+        let still = still_forgotten(&[gone("db2", 5)], &[told("db3", 7)], &[]);
+        assert_eq!(still, [gone("db2", 5), gone("db3", 7)]);
+        // A list from before, with the member in it and nothing forgotten.
+        assert_eq!(still_forgotten(&still, &[], &[member("db2", 5)]), still);
+        assert_eq!(still_forgotten(&still, &[], &[member("db2", 6)]), [gone("db3", 7)]);
+        // Twice forgotten, the later one stands, whoever says it.
+        assert_eq!(
+            still_forgotten(&[gone("db2", 9)], &[told("db2", 5)], &[member("db2", 6)]),
+            [gone("db2", 9)]
+        );
+        assert_eq!(
+            still_forgotten(&[gone("db2", 5)], &[told("db2", 9)], &[member("db2", 6)]),
+            [gone("db2", 9)]
+        );
+    }
 
     #[test]
     fn what_was_not_noted_is_not_known() {

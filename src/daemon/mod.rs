@@ -12,6 +12,7 @@ mod entrant;
 mod epochs;
 mod fitness;
 mod follow;
+mod forget;
 mod http;
 mod join;
 pub mod local_copy;

@@ -44,7 +44,7 @@ pub struct Node {
     /// The part it plays now.
     pub role: watch::Sender<NodeRole>,
     /// All nodes as the primary knows them; on a standby as it passed them on.
-    pub members: watch::Sender<Vec<message::Member>>,
+    pub members: watch::Sender<message::MemberList>,
     /// How WAL comes to this node, for those who follow it.
     pub standing: watch::Sender<Standing>,
     /// Where the local PostgreSQL would begin to replay after a crash; invalid while unknown.
@@ -91,7 +91,7 @@ impl Node {
             backups: Backups::new(Arc::clone(&vitals)),
             vitals,
             role: watch::Sender::new(role),
-            members: watch::Sender::new(Vec::new()),
+            members: watch::Sender::default(),
             standing: watch::Sender::new(Standing::default()),
             restartpoint: watch::Sender::new(Lsn::INVALID),
             setting: watch::Sender::new(None),
@@ -192,8 +192,8 @@ impl Node {
 
     /// The primary as it is known here: its name, and where it is reached.
     pub fn primary(&self) -> Option<(String, String)> {
-        let members = self.members.borrow();
-        let primary = members.iter().find(|member| member.role == Role::Primary)?;
+        let list = self.members.borrow();
+        let primary = list.members.iter().find(|member| member.role == Role::Primary)?;
         Some((primary.name.clone(), primary.advertise.clone().unwrap_or_default()))
     }
 

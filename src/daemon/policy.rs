@@ -161,7 +161,8 @@ pub fn quorum(node: &Node, kept: &Kept) -> Option<Quorum> {
 fn quorum_of(node: &Node, kept: &Kept, heard: &BTreeMap<String, DownstreamVitals>) -> Option<Quorum> {
     let (effective, pending) = kept.effective.as_ref().zip(kept.pending.as_ref())?;
     let stored = heard.iter().map(|(name, member)| (name.clone(), member.policy_serial)).collect();
-    Some(Quorum::of(effective, pending, &node.config.name, &stored))
+    let state = node.store.state();
+    Some(Quorum::of(effective, pending, &node.config.name, &stored, |name| state.has_forgotten_name(name)))
 }
 
 /// Whether the pending policy may take effect: its quorum is there, and if it is to wait for nobody PostgreSQL waits no
@@ -194,6 +195,7 @@ fn still_pending(node: &Node, policy: &Resolved) -> anyhow::Error {
         policy.policy,
         lacking.join(", ")
     );
-    let hint = "It stays pending until then: run this again to wait on, or bring those nodes back.";
+    let hint = "It stays pending until then: run this again to wait on, bring those nodes back, or `walship forget` \
+                those that are gone for good.";
     Fault::with(error, hint, Outcome::Unknown)
 }

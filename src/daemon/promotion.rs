@@ -131,9 +131,10 @@ async fn ask_everyone(node: &Arc<Node>) -> BTreeMap<String, Answer> {
         });
     }
     let answers = asked.join_all().await.into_iter().filter_map(|asked| asked.ok()?.ok());
+    let state = node.store.state();
     answers
         .map(|(_, answer)| (answer.node.clone(), answer))
-        .filter(|(name, _)| *name != node.config.name)
+        .filter(|(name, _)| *name != node.config.name && !state.has_forgotten_name(name))
         .collect()
 }
 

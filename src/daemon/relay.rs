@@ -54,11 +54,12 @@ pub async fn take(
 /// Whether the words of a node count; the reason when not. On a primary it is a member afterwards, durably.
 async fn may_count(node: &Arc<Node>, word: &Relayed) -> anyhow::Result<Result<(), String>> {
     let entrant = Entrant::relayed(word);
-    let known = node.store.member(&word.node);
-    if let Err(reject) = entrant.admit(known.as_ref()) {
+    let state = node.store.state();
+    if let Err(reject) = entrant.admit(&state) {
         return Ok(Err(reject.message));
     }
-    if node.role() == NodeRole::Standby || known.is_some_and(|known| entrant.is(&known)) {
+    let known = state.member(&word.node);
+    if node.role() == NodeRole::Standby || known.is_some_and(|known| entrant.is(known)) {
         return Ok(Ok(()));
     }
     let entered = node.blocking("note the member", move |node| entrant::enter(node, entrant)).await?;

@@ -67,7 +67,7 @@ pub fn of(node: &Node) -> Status {
             let standing = node.standing.borrow();
             (standing.route.nodes.clone(), standing.route.from_primary)
         },
-        members: node.members.borrow().iter().map(member_of).collect(),
+        members: node.members.borrow().members.iter().map(member_of).collect(),
         commits: ack::report(node),
         seeding: seeding(node),
         certificate: Some(Certificate { expires: expiry(node) }),
@@ -110,12 +110,12 @@ fn alarms_of_upstream(node: &Node) -> Vec<String> {
     if node.role() != NodeRole::Standby || !matches!(upstream.contact, Contact::Up { .. }) {
         return Vec::new();
     }
-    let members = node.members.borrow();
+    let list = node.members.borrow();
     let of = |member: &message::Member| {
         let named = |alarm: &String| format!("{}: {alarm}", member.name);
         member.alarms.iter().map(named).collect::<Vec<_>>()
     };
-    members.iter().filter(|member| member.name == upstream.upstream).flat_map(of).collect()
+    list.members.iter().filter(|member| member.name == upstream.upstream).flat_map(of).collect()
 }
 
 fn seeding(node: &Node) -> Option<report::Seeding> {

@@ -165,6 +165,12 @@ async fn hello_of(node: &Arc<Node>, address: &str) -> anyhow::Result<Hello> {
     let ours = node.hello(Purpose::Ask);
     let hello = handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
     link.conn.close().await?;
+    // Whatever became of it, it leads nobody here.
+    anyhow::ensure!(
+        !node.store.state().has_forgotten_name(&hello.node),
+        "{} was taken off the list of members with `walship forget`",
+        hello.node
+    );
     epochs::hear(node, &hello, link.identity.as_ref()).await?;
     Ok(hello)
 }

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::link::message::{Digest, Member, OpenFrame, Reject, Resume, Standing};
+use crate::link::message::{Digest, MemberList, OpenFrame, Reject, Resume, Standing};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER, Reader};
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{Store, Writer};
@@ -40,7 +40,7 @@ pub struct Receiving {
     /// Where the local PostgreSQL would begin to replay after a crash.
     pub restartpoint: watch::Receiver<Lsn>,
     /// The members, as the primary passes them on.
-    pub members: watch::Sender<Vec<Member>>,
+    pub members: watch::Sender<MemberList>,
     /// How the upstream's own WAL comes to it, as it says; `None` before it has.
     pub standing: watch::Sender<Option<Standing>>,
     /// Set when the upstream is not to be followed any more, and to be told why.

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::WallTime;
-use crate::link::message::{self, Code, Member, Reject, RelayedList, Resume, Standing};
+use crate::link::message::{self, Code, MemberList, Reject, RelayedList, Resume, Standing};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER};
 use crate::store::{Cursor, OpenFrame, Store, StoreError, TimelineIdentity, Visibility};
 use crate::vitals::{Contact, DownstreamVitals, Vitals};
@@ -30,7 +30,7 @@ pub struct Shipping {
     /// Where the numbers go.
     pub vitals: Arc<Vitals>,
     /// All members, passed on at every change.
-    pub members: watch::Receiver<Vec<Member>>,
+    pub members: watch::Receiver<MemberList>,
     /// How WAL comes to this node, passed on at every change.
     pub standing: watch::Receiver<Standing>,
     /// The most that goes over the link; `None` for as fast as it goes.

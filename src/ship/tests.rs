@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{Counted, Downstream, Shipping};
-use crate::link::message::{Ack, Code, Member, Resume, Standing};
+use crate::link::message::{Ack, Code, MemberList, Resume, Standing};
 use crate::link::{Conn, LinkError, Message};
 use crate::pg::wal_fixture::{RandomWal, SEGMENT_BYTES, SYSTEM_IDENTIFIER};
 use crate::pg::{Lsn, SegmentSize, TimelineId, WAL_PAGE_BYTES};
@@ -48,7 +48,7 @@ struct Connected {
     ship: tokio::task::JoinHandle<anyhow::Result<()>>,
     receive: tokio::task::JoinHandle<anyhow::Result<()>>,
     target_vitals: Arc<Vitals>,
-    _members: watch::Sender<Vec<Member>>,
+    _members: watch::Sender<MemberList>,
     _standing: watch::Sender<Standing>,
     _restartpoint: watch::Sender<Lsn>,
 }
@@ -57,7 +57,8 @@ impl Connected {
     fn new(source: &Store, target: &Store, start: Lsn, pipe_bytes: usize) -> Connected {
         let token = CancellationToken::new();
         let (one, two) = tokio::io::duplex(pipe_bytes);
-        let (members, restartpoint) = (watch::Sender::new(Vec::new()), watch::Sender::new(Lsn::INVALID));
+        let (members, restartpoint) =
+            (watch::Sender::new(MemberList::default()), watch::Sender::new(Lsn::INVALID));
         let standing = watch::Sender::new(Standing::default());
         let shipping = Shipping {
             store: source.clone(),
@@ -73,7 +74,7 @@ impl Connected {
             start: Some((TimelineId(1), start)),
             vitals: Arc::clone(&target_vitals),
             restartpoint: restartpoint.subscribe(),
-            members: watch::Sender::new(Vec::new()),
+            members: watch::Sender::new(MemberList::default()),
             standing: watch::Sender::new(None),
             leave: watch::Sender::new(None).subscribe(),
         };
@@ -304,7 +305,8 @@ async fn what_a_standby_acknowledged_on_the_old_timeline_does_not_count_on_the_n
     // It holds WAL of timeline 1 past its end, and says so when it is led to the next one.
     let (one, two) = tokio::io::duplex(8 << 20);
     let vitals = Arc::new(Vitals::default());
-    let (members, standing) = (watch::Sender::new(Vec::new()), watch::Sender::new(Standing::default()));
+    let (members, standing) =
+        (watch::Sender::new(MemberList::default()), watch::Sender::new(Standing::default()));
     let shipping = Shipping {
         store: source,
         vitals: Arc::clone(&vitals),

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep_until};
 use super::pace::Pace;
 use super::{Entry, Shipping, wire_identity};
 use crate::clock::WallTime;
-use crate::link::message::{Heartbeat, Member, Standing, Timeline, Wal};
+use crate::link::message::{Heartbeat, MemberList, Standing, Timeline, Wal};
 use crate::link::{HEARTBEAT_EVERY, Message, Writer};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Kept;
@@ -83,7 +83,7 @@ struct Sender<'a, S> {
     entry: &'a Entry,
     store: Store,
     positions: watch::Receiver<Positions>,
-    members: watch::Receiver<Vec<Member>>,
+    members: watch::Receiver<MemberList>,
     policy: watch::Receiver<Kept>,
     standing: watch::Receiver<Standing>,
     sent_lsn: Lsn,

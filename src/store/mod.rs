@@ -49,7 +49,7 @@ pub use error::StoreError;
 pub use index::Mark;
 pub use reset::Log;
 pub use retention::{Hold, Retention};
-pub use state::{Configured, Member, MemberRole, NodeRole, State};
+pub use state::{Configured, Forgotten, Member, MemberRole, NodeRole, State};
 pub use timeline::{Branch, TimelineIdentity};
 pub use trouble::{Part, Trouble, Troubles};
 pub use writer::Writer;

@@ -65,6 +65,17 @@ pub struct Member {
     pub let_go: bool,
 }
 
+/// A member that was taken off the list for good. Its certificate lets nobody in any more; a newer invitation does.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Forgotten {
+    /// Its name.
+    pub name: String,
+    /// The serial of the certificate that it had.
+    pub certificate_serial: u64,
+    /// When a person said so.
+    pub at: WallTime,
+}
+
 /// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -90,6 +101,8 @@ pub struct State {
     pub timelines: Vec<TimelineIdentity>,
     /// The other nodes.
     pub members: Vec<Member>,
+    /// Those that were nodes once: as many as a person took off the list.
+    pub forgotten: Vec<Forgotten>,
     /// Where to look for the primary, beside the configured upstreams: the addresses of the join bundle.
     pub join_addresses: Vec<String>,
     /// What a commit waits for: on a primary what it does, on a standby what it was told.
@@ -125,6 +138,8 @@ struct StateFile {
     timelines: Vec<TimelineIdentity>,
     members: Vec<Member>,
     #[serde(default)]
+    forgotten: Vec<Forgotten>,
+    #[serde(default)]
     join_addresses: Vec<String>,
     #[serde(default)]
     policy: Kept,
@@ -146,6 +161,7 @@ impl State {
             promoting: None,
             timelines: Vec::new(),
             members: Vec::new(),
+            forgotten: Vec::new(),
             join_addresses: Vec::new(),
             policy: Kept::default(),
             configured: None,
@@ -180,6 +196,16 @@ impl State {
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
     }
+
+    /// Whether a node of that name was taken off the list, and none has come since.
+    pub fn has_forgotten_name(&self, name: &str) -> bool {
+        self.forgotten.iter().any(|gone| gone.name == name)
+    }
+
+    /// The same, of one that comes with a certificate: a newer one is a new invitation.
+    pub fn has_forgotten(&self, name: &str, certificate_serial: u64) -> bool {
+        self.forgotten.iter().any(|gone| gone.name == name && certificate_serial <= gone.certificate_serial)
+    }
 }
 
 /// Writes the state durably.
@@ -198,6 +224,7 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         promoting: state.promoting.clone(),
         timelines: state.timelines.clone(),
         members: state.members.clone(),
+        forgotten: state.forgotten.clone(),
         join_addresses: state.join_addresses.clone(),
         policy: state.policy.clone(),
         configured: state.configured.clone(),
@@ -257,6 +284,7 @@ fn parse(text: &str) -> Result<State, String> {
         promoting: file.promoting,
         timelines: file.timelines,
         members: file.members,
+        forgotten: file.forgotten,
         join_addresses: file.join_addresses,
         policy: file.policy,
         configured: file.configured,
@@ -306,6 +334,8 @@ mod tests {
             last_heard: Some(WallTime { unix_micros: 1 }),
             let_go: false,
         });
+        let at = WallTime { unix_micros: 2 };
+        state.forgotten.push(Forgotten { name: "db4".into(), certificate_serial: 9, at });
         let known = ["db1", "db3"].map(str::to_owned);
         let policy =
             |serial, ack: &str| Resolved::new(serial, ack.parse().unwrap(), StallLimit(None), &known);
@@ -324,9 +354,14 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let mut body: serde_json::Value = serde_json::from_str(&text).unwrap();
         let body = body["state"].as_object_mut().unwrap();
-        assert!(body.remove("policy").is_some() && body.remove("configured").is_some());
+        for later in ["policy", "configured", "forgotten"] {
+            assert!(body.remove(later).is_some(), "{later}");
+        }
         std::fs::write(&path, frame(&serde_json::to_string_pretty(body).unwrap())).unwrap();
-        assert_eq!(read(&path).unwrap(), State { policy: Kept::default(), configured: None, ..state });
+        assert_eq!(
+            read(&path).unwrap(),
+            State { policy: Kept::default(), configured: None, forgotten: Vec::new(), ..state }
+        );
     }
 
     #[test]
@@ -339,6 +374,8 @@ mod tests {
         assert_eq!(state.switch_of(TimelineId(1)), Some((TimelineId(3), Lsn(77))));
         assert_eq!(state.switch_of(TimelineId(3)), None);
         assert_eq!(state.epoch_of_wal(), 2);
+        assert!(state.has_forgotten("db4", 9) && !state.has_forgotten("db4", 10));
+        assert!(!state.has_forgotten("db3", 1));
     }
 
     #[test]

@@ -33,6 +33,8 @@ mod demo;
 mod disaster;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
+/// Members that are gone for good.
+mod forget;
 /// A disk that is full: said at once, nothing harmed, and it goes on when there is room.
 mod full_disk;
 /// The harness itself: what it must notice, it notices.

@@ -266,6 +266,35 @@ pub struct Member {
     pub upstream: Option<String>,
 }
 
+/// Who belongs to the cluster, and who does no longer.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct MemberList {
+    /// All nodes, the primary first.
+    pub members: Vec<Member>,
+    /// Those that a person took off the list.
+    #[serde(default)]
+    pub forgotten: Vec<Forgotten>,
+}
+
+impl MemberList {
+    /// Whether a node of that name was taken off the list and has not been invited again since.
+    pub fn has_forgotten(&self, name: &str, certificate_serial: u64) -> bool {
+        self.forgotten.iter().any(|gone| gone.name == name && certificate_serial <= gone.certificate_serial)
+    }
+}
+
+/// A node that was taken off the list, with the certificate that it had.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// Its name.
+    pub name: String,
+    /// The serial of its certificate; with a later one it may come again.
+    #[serde(with = "text_u64")]
+    pub certificate_serial: u64,
+    /// When that was, by the primary's clock.
+    pub at: WallTime,
+}
+
 /// A node's account of itself.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Answer {

@@ -32,8 +32,8 @@ use serde::de::DeserializeOwned;
 pub use backup::{BackupPhase, BackupStart, BackupStarted, BackupStopped, Listed, Phase, Tablespace};
 pub use control::Branch;
 pub use control::{
-    Answer, Code, Hello, Member, Positions, PostgresAnswer, Purpose, Reject, Role, StoreStart,
-    TimelineIdentity,
+    Answer, Code, Forgotten, Hello, Member, MemberList, Positions, PostgresAnswer, Purpose, Reject, Role,
+    StoreStart, TimelineIdentity,
 };
 pub use digest::Digest;
 pub use files::{BLOCK_BYTES, ControlFileContent, FileBegin, FileChunk, FileEnd, FileGone, WantFile};
@@ -88,8 +88,8 @@ pub enum Message {
     Hello(Box<Hello>),
     /// Why the sender ends this.
     Reject(Reject),
-    /// All members that the primary knows, down the stream, on every change and every few seconds.
-    Members(Vec<Member>),
+    /// All members that the primary knows, and those it knows no more, down the stream, on every change and every few seconds.
+    Members(MemberList),
     /// How are you?
     Ask,
     /// So.

@@ -113,6 +113,7 @@ fn one_of_each() -> Vec<Message> {
         files: 9,
         bytes: 10,
     };
+    let forgotten = Forgotten { name: "db9".into(), certificate_serial: u64::MAX, at: now };
     let ack = Ack {
         timeline: TimelineId(3),
         written_lsn: Lsn(4),
@@ -125,7 +126,7 @@ fn one_of_each() -> Vec<Message> {
     vec![
         Message::Hello(Box::new(hello())),
         Message::Reject(Reject { code: Code::Epoch, message: "old".into(), hint: "Look.".into() }),
-        Message::Members(vec![member]),
+        Message::Members(MemberList { members: vec![member], forgotten: vec![forgotten] }),
         Message::Ask,
         Message::Answer(Box::new(answer)),
         Message::Resume(Resume { timeline: TimelineId(1), lsn: Lsn(8192), frame: Some(frame) }),
