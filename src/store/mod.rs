@@ -18,6 +18,7 @@ mod cursor;
 mod cut;
 mod error;
 mod folder;
+mod framed;
 mod index;
 mod open_segment;
 mod recovery;

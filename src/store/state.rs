@@ -1,21 +1,15 @@
 //! `walship.state`: what a node must not forget, in one small file.
-//!
-//! JSON that a person can read, with a version and, as its last entry, a CRC-32C of every byte before that line:
-//! the form of PostgreSQL's own `backup_manifest`. Written anew as a whole at each change.
 
-use std::fmt::Write as _;
 use std::path::Path;
 
+use super::framed::Framed;
 use super::{Branch, NewStore, StoreError, TimelineIdentity};
 use crate::clock::WallTime;
-use crate::durable::{self, FileError};
+use crate::durable::FileError;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::policy::{Kept, Policy, StallLimit};
 
-/// The version that this program writes. Older ones are upgraded by a function each when they exist.
-const VERSION: u32 = 1;
-/// Far more than any state of a sane number of members; keeps a foreign file from filling the memory.
-const FILE_BYTES_MAX: u64 = 16 << 20;
+const FORM: Framed = Framed { name: "state", version: 1 };
 
 /// Which part a node plays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
@@ -210,8 +204,6 @@ impl State {
 
 /// Writes the state durably.
 pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
-    let corrupt =
-        |error: serde_json::Error| StoreError::Corrupt { path: path.to_owned(), what: error.to_string() };
     let file = StateFile {
         store_uuid: state.store_uuid.clone(),
         former_store_uuids: state.former_store_uuids.clone(),
@@ -229,54 +221,19 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         policy: state.policy.clone(),
         configured: state.configured.clone(),
     };
-    let body = serde_json::to_string_pretty(&file).map_err(corrupt)?;
-    Ok(durable::write(path, frame(&body).as_bytes())?)
-}
-
-fn frame(body: &str) -> String {
-    let mut text = format!("{{\n\"version\": {VERSION},\n\"state\": {body},\n");
-    let checksum = crc32c::crc32c(text.as_bytes());
-    // Writing to a String cannot fail.
-    let _ = writeln!(text, "\"crc32c\": \"{checksum:08x}\"}}");
-    text
+    FORM.write(path, &file)
 }
 
 /// Reads the state back, checking version and checksum.
 pub(super) fn read(path: &Path) -> Result<State, StoreError> {
     let corrupt = |what: String| StoreError::Corrupt { path: path.to_owned(), what };
-    let size = std::fs::metadata(path).map_err(|e| FileError::new("read", path, e))?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(corrupt(format!("it has {size} bytes")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|e| FileError::new("read", path, e))?;
-    parse(&text).map_err(corrupt)
-}
-
-fn parse(text: &str) -> Result<State, String> {
-    #[derive(serde::Deserialize)]
-    struct Outer {
-        version: u32,
-        state: serde_json::Value,
-        crc32c: String,
-    }
-    let outer: Outer = serde_json::from_str(text).map_err(|e| e.to_string())?;
-    let last_line = text.trim_end().rfind('\n').map_or(0, |at| at + 1);
-    let checksum = format!("{:08x}", crc32c::crc32c(&text.as_bytes()[..last_line]));
-    if checksum != outer.crc32c {
-        return Err(format!("its checksum is {checksum}, but it says {}", outer.crc32c));
-    }
-    if outer.version != VERSION {
-        return Err(format!("it has version {}, and this walship reads version {VERSION}", outer.version));
-    }
-    let file: StateFile = serde_json::from_value(outer.state).map_err(|e| e.to_string())?;
+    let file: StateFile = FORM.read(path)?;
+    let wrong_identifier = |_| corrupt("a bad system identifier".to_owned());
     Ok(State {
         store_uuid: file.store_uuid,
         former_store_uuids: file.former_store_uuids,
-        system_identifier: file
-            .system_identifier
-            .parse()
-            .map_err(|_| "a bad system identifier".to_owned())?,
-        segment_size: SegmentSize::new(file.segment_bytes).map_err(|e| e.to_string())?,
+        system_identifier: file.system_identifier.parse().map_err(wrong_identifier)?,
+        segment_size: SegmentSize::new(file.segment_bytes).map_err(|e| corrupt(e.to_string()))?,
         role: file.role,
         promised_epoch: file.promised_epoch,
         committed_epoch: file.committed_epoch,
@@ -357,7 +314,7 @@ mod tests {
         for later in ["policy", "configured", "forgotten"] {
             assert!(body.remove(later).is_some(), "{later}");
         }
-        std::fs::write(&path, frame(&serde_json::to_string_pretty(body).unwrap())).unwrap();
+        std::fs::write(&path, FORM.frame(&serde_json::to_string_pretty(body).unwrap())).unwrap();
         assert_eq!(
             read(&path).unwrap(),
             State { policy: Kept::default(), configured: None, forgotten: Vec::new(), ..state }
@@ -386,9 +343,9 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let cases = [
             (text.replace("\"promised_epoch\": 0", "\"promised_epoch\": 1"), "checksum"),
-            (frame("{}").replace("\"version\": 1", "\"version\": 2"), "checksum"),
+            (FORM.frame("{}").replace("\"version\": 1", "\"version\": 2"), "checksum"),
             ("".to_owned(), "EOF"),
-            (frame("{}"), "missing field"),
+            (FORM.frame("{}"), "missing field"),
         ];
         for (text, why) in cases {
             std::fs::write(&path, text).unwrap();
