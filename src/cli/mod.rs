@@ -8,6 +8,7 @@ pub mod check;
 pub mod completions;
 pub mod demo;
 pub mod exit;
+pub mod exposures;
 mod forget;
 pub mod init;
 pub mod invite;
@@ -119,6 +120,7 @@ enum Command {
     Lag(Configured<lag::Args>),
     Sync(sync::Args),
     Forget(forget::Args),
+    Exposures(Configured<exposures::Args>),
     Wait(wait::Args),
     Promote(promote::Args),
     Demo(demo::Args),
@@ -198,6 +200,9 @@ impl Command {
             }
             Command::Sync(args) => sync::run(&args),
             Command::Forget(args) => forget::run(&args),
+            Command::Exposures(Configured { args, overrides }) => {
+                exposures::run(&args, &configuration(&overrides)?)
+            }
             Command::Wait(args) => wait::run(&args),
             Command::Promote(args) => promote::run(&args),
             Command::Demo(args) => demo::run(&args),

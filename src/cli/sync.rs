@@ -4,7 +4,7 @@ use super::exit::{self, Exit};
 use super::{output, runtime, store_of};
 use crate::config::Overrides;
 use crate::daemon::control::{Client, NewPolicy};
-use crate::policy::Policy;
+use crate::policy::{Policy, StallLimit};
 use crate::report::table;
 
 /// Show what commits wait for, or change it
@@ -16,6 +16,9 @@ use crate::report::table;
 /// A policy is async (nobody is waited for), any 1 (*) or any 2 (db2, db3, db4) (any so many of them), first 1 (db2, db3)
 /// (the first of the list that are in step; when one drops the next takes its place), all, or chain (db2, db3) (the last
 /// one, through whom it gets there). * and all mean the members that are known now.
+///
+/// With a stall limit commits go on without those who do not answer in time. Every report is critical meanwhile, and
+/// `walship exposures` lists the WAL that is concerned.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = exit::explained(&[
     (0, "it is shown, or in effect"),
@@ -26,12 +29,19 @@ use crate::report::table;
 ], &[
     ("See what commits wait for:", "walship sync"),
     ("Wait for one standby, whichever is first:", "walship sync 'any 1 (*)'"),
+    ("The same, but no longer than two seconds:", "walship sync 'any 1 (*)' --stall-limit 2s"),
     ("Wait for nobody:", "walship sync async"),
 ]))]
 pub struct Args {
     /// What commits are to wait for
     #[arg(value_name = "POLICY")]
     policy: Option<Policy>,
+    /// How long they wait before they go on unprotected, such as 2s, or never; else as it was
+    #[arg(long, value_name = "TIME", requires = "policy")]
+    stall_limit: Option<StallLimit>,
+    /// Take a weaker policy at once, without the quorum, and accept that a promotion may then miss commits
+    #[arg(long, requires = "policy")]
+    force: bool,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -44,7 +54,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         let Some(policy) = args.policy.clone() else {
             return Ok(table::commits(&client.status().await?));
         };
-        let wanted = NewPolicy { policy, stall_limit: None };
+        let wanted = NewPolicy { policy, stall_limit: args.stall_limit, force: args.force };
         anyhow::Ok(client.sync(wanted, |line| eprintln!("{line}")).await? + "\n")
     })?;
     output::print(&said)?;

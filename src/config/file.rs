@@ -12,7 +12,7 @@ use toml::{Spanned, Value};
 use super::ConfigError;
 use super::keys::KEYS;
 use super::value::{Absolute, Address, ConninfoText, Name, Size, SlotName, ValueError};
-use crate::policy::Policy;
+use crate::policy::{Policy, StallLimit};
 
 /// The file, key by key; `None` for what it leaves out or sets to the empty text.
 #[derive(Deserialize, Default)]
@@ -64,7 +64,8 @@ pub(super) struct Replication {
     pub auto_reseed: bool,
     #[serde(deserialize_with = "text")]
     pub ack: Option<Policy>,
-    stall_limit: Later,
+    #[serde(deserialize_with = "text")]
+    pub stall_limit: Option<StallLimit>,
 }
 
 #[derive(Deserialize, Default)]
@@ -108,7 +109,6 @@ impl File {
     fn refuse_later_keys(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
         let Promotion { priority, fence_command, auto_rejoin, start_alone } = &self.promotion;
         let later = [
-            ("replication", "stall_limit", &self.replication.stall_limit),
             ("promotion", "priority", priority),
             ("promotion", "fence_command", fence_command),
             ("promotion", "auto_rejoin", auto_rejoin),

@@ -112,7 +112,7 @@ pub const KEYS: &[Key] = &[
          (any so many), first 1 (db2, db3) (the first that are in step), all, chain (db2, db3) (the last). * and all mean \
          the members known at that time. `walship sync` shows and changes it while it runs.",
     ),
-    later(
+    key(
         "replication",
         "stall_limit",
         "\"never\"",

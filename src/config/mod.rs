@@ -138,7 +138,7 @@ impl Config {
             },
             slot,
             ack: file.replication.ack.unwrap_or(Policy::Async),
-            stall_limit: StallLimit::default(),
+            stall_limit: file.replication.stall_limit.unwrap_or_default(),
             auto_reseed: file.replication.auto_reseed,
             max_rate_bytes_per_second: over.max_rate.or(file.replication.max_rate).map(|size| size.0),
             store_max_bytes: over.store_max_bytes.or(file.retention.store_max_bytes).map(|size| size.0),

@@ -89,6 +89,8 @@ pub struct NewPolicy {
     pub policy: Policy,
     /// How long they wait; `None` for as long as before.
     pub stall_limit: Option<StallLimit>,
+    /// Take it at once, whatever that costs.
+    pub force: bool,
 }
 
 /// One line of an answer.
@@ -258,6 +260,10 @@ async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
             format!("{} is a standby, and what commits wait for is the primary's business", node.config.name),
             "Run this on the primary: `walship status` shows which node that is.",
         ));
+    }
+    if let Some((_, newer)) = node.superseded_by() {
+        let what = format!("{} was superseded by {newer}, and releases no commit any more", node.config.name);
+        return Err(Fault::refused(what, format!("Stop PostgreSQL here; run this on {newer}.")));
     }
     policy::change(node, wanted).await
 }

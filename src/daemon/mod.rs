@@ -7,6 +7,7 @@ mod accept;
 mod ack;
 mod ask;
 mod attempts;
+mod commits;
 pub mod control;
 mod entrant;
 mod epochs;
@@ -53,7 +54,7 @@ use crate::pg::sql::Sql;
 use crate::pg::version;
 use crate::restore::Progress;
 use crate::restore::target::{self, Marker, Standing};
-use crate::store::{NewStore, NodeRole, Store, StoreError};
+use crate::store::{EXPOSURES_FILE, Exposures, NewStore, NodeRole, Store, StoreError};
 use crate::vitals::Cell;
 
 pub use join::{Join, look};
@@ -267,6 +268,7 @@ async fn open_store(config: &Config) -> anyhow::Result<Store> {
 fn explain(error: anyhow::Error) -> anyhow::Error {
     let hint = match error.downcast_ref::<StoreError>() {
         Some(StoreError::Locked { .. }) => "This node's sidecar runs already: `walship status` asks it.",
+        Some(StoreError::Corrupt { path, .. }) if path.ends_with(EXPOSURES_FILE) => Exposures::IF_DAMAGED,
         Some(StoreError::Corrupt { .. }) => {
             "What is damaged can't be repaired: move the store away and seed this node anew."
         }

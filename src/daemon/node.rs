@@ -19,7 +19,7 @@ use crate::feed::ReplyRequests;
 use crate::link::message::{self, Hello, Positions, Purpose, Role, Route, Standing, StoreStart};
 use crate::link::{PROTOCOL, Security};
 use crate::pg::sql::sync::SyncSetting;
-use crate::pg::{Conninfo, Lsn};
+use crate::pg::{Conninfo, Levels, Lsn};
 use crate::restore::Progress;
 use crate::ship::wire_identity;
 use crate::store::{NodeRole, Store};
@@ -51,6 +51,8 @@ pub struct Node {
     pub restartpoint: watch::Sender<Lsn>,
     /// How far the members are, and what that releases while this node is the primary.
     pub tracker: Mutex<Tracker>,
+    /// How far commits are released at each level while this node is the primary.
+    pub released: watch::Sender<Levels<Lsn>>,
     /// Whether PostgreSQL waits for standbys, and for whom; a primary's, `None` while it does not answer.
     pub setting: watch::Sender<Option<SyncSetting>>,
     /// The newest promotion of another node that this one was told of: its epoch and its name.
@@ -94,6 +96,7 @@ impl Node {
             members: watch::Sender::default(),
             standing: watch::Sender::new(Standing::default()),
             restartpoint: watch::Sender::new(Lsn::INVALID),
+            released: watch::Sender::new(Levels::default()),
             setting: watch::Sender::new(None),
             tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(None),

@@ -3,7 +3,7 @@
 //! Each change is one durable write of the state, which the stream passes on and the evaluation follows.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -12,9 +12,11 @@ use super::control::NewPolicy;
 use super::node::Node;
 use super::setting;
 use crate::ack::change::{self, Change, Quorum};
+use crate::clock::WallTime;
 use crate::fault::{Fault, Outcome, WithFault};
+use crate::pg::TimelineId;
 use crate::policy::{Kept, Policy, PolicyError, Resolved};
-use crate::store::{Configured, MemberRole, State, StoreError};
+use crate::store::{Configured, Exposure, MemberRole, State, StoreError};
 use crate::vitals::DownstreamVitals;
 
 /// How long a command waits for the quorum that a weaker policy takes.
@@ -77,31 +79,87 @@ fn set(kept: &mut Kept, policy: Resolved, primary: &str) {
 }
 
 /// Changes the policy, and PostgreSQL's own setting with it: that is turned on after a policy takes effect, and off before
-/// there is none. Returns what was done. A weaker policy whose quorum does not come stays pending.
+/// there is none. Returns what was done. A weaker policy whose quorum does not come stays pending, unless it is forced.
 pub async fn change(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
-    let is_async = wanted.policy == Policy::Async;
+    let (is_async, is_forced) = (wanted.policy == Policy::Async, wanted.force);
     if is_async {
         setting::check(node, false).await?;
     }
     let set = node.blocking("set the policy", move |node| request(node, wanted)).await??;
+    let cost = if is_forced { force(node, &set).await? } else { String::new() };
     if is_async {
         await_quorum(node, &set).await?;
         let turned = setting::turn(node, false).await.outcome(Outcome::Failed)?;
         await_effect(node, &set).await?;
         let then = if turned { "PostgreSQL waits for walship no longer, and " } else { "" };
-        return Ok(format!("{then}commits wait for nobody: policy {} is in effect", set.serial));
+        return Ok(format!("{then}commits wait for nobody: policy {} is in effect{cost}", set.serial));
     }
     await_effect(node, &set).await?;
     let done = format!("commits wait for {}: policy {} is in effect", set.policy, set.serial);
     match setting::turn(node, true).await {
-        Ok(true) => Ok(format!("{done}, and PostgreSQL waits for walship now")),
-        Ok(false) => Ok(done),
+        Ok(true) => Ok(format!("{done}, and PostgreSQL waits for walship now{cost}")),
+        Ok(false) => Ok(done + &cost),
         Err(error) => {
             let what =
                 format!("policy {} is in effect, but PostgreSQL does not wait for walship", set.serial);
             Err(error.context(what)).outcome(Outcome::Failed)
         }
     }
+}
+
+/// Lets a weaker policy take effect now, unless it has, and says what that costs.
+async fn force(node: &Arc<Node>, set: &Resolved) -> anyhow::Result<String> {
+    if is_in_effect(&node.store.state().policy, set) {
+        return Ok(String::new());
+    }
+    if set.policy == Policy::Async {
+        setting::turn(node, false).await.outcome(Outcome::Failed)?;
+    }
+    let serial = set.serial;
+    node.blocking("force the policy", move |node| force_pending(node, serial)).await?
+}
+
+/// Lets a pending policy take effect without its quorum, and says what that costs. The record of it comes first. Blocks.
+fn force_pending(node: &Node, serial: u64) -> anyhow::Result<String> {
+    let kept = node.store.state().policy;
+    let (Some(before), Some(quorum)) = (kept.effective.clone(), quorum(node, &kept)) else {
+        return Ok(String::new());
+    };
+    let released = node.tracker.lock().unwrap_or_else(PoisonError::into_inner).released();
+    let at = *node.store.positions().borrow();
+    let now = WallTime::now();
+    let window = Exposure {
+        number: 0,
+        policy: before.policy.to_string(),
+        reason: format!(
+            "`walship sync --force`: policy {serial} took effect without a quorum of policy {}",
+            before.serial
+        ),
+        missing: quorum
+            .lacking
+            .iter()
+            .map(|name| format!("{name} (does not know of policy {serial})"))
+            .collect(),
+        timeline: at.timeline.unwrap_or(TimelineId::FIRST),
+        from_lsn: released.flush,
+        opened_at: now,
+        apply_is_used: false,
+        closed: None,
+    };
+    let window = window.until(at.durable, now, "what waited for the policy before went on");
+    node.store.update_exposures(|log| log.add(window))?;
+    node.store.update_state(|state| {
+        if state.policy.pending.as_ref().is_some_and(|pending| pending.serial == serial) {
+            state.policy = Kept { effective: state.policy.pending.take(), pending: None };
+        }
+    })?;
+    tracing::error!(serial, lacking = %quorum.lacking.join(", "), "a weaker policy was forced without a quorum");
+    let number = node.store.exposures().borrow().windows.last().map_or(0, |window| window.number);
+    Ok(format!(
+        ". It is not known to {}, whose promotion may miss commits that are acknowledged from now on. Recorded as exposure {number}: \
+         `walship exposures` shows it",
+        quorum.lacking.join(", ")
+    ))
 }
 
 /// Waits until a pending policy's quorum is there, or it is in effect already.
@@ -195,7 +253,7 @@ fn still_pending(node: &Node, policy: &Resolved) -> anyhow::Error {
         policy.policy,
         lacking.join(", ")
     );
-    let hint = "It stays pending until then: run this again to wait on, bring those nodes back, or `walship forget` \
-                those that are gone for good.";
+    let hint = "It stays pending until then: run this again to wait on, bring those nodes back, `walship forget` those that \
+                are gone for good, or take it at once with --force, which may cost commits.";
     Fault::with(error, hint, Outcome::Unknown)
 }

@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::{ack, epochs, members, promotion, retention, samples, setting, trouble};
 use crate::capture::{self, Back, Options};
+use crate::pg::TimelineId;
 use crate::pg::sql::Sql;
 use crate::pg::sql::server::WalPositions;
-use crate::pg::{Levels, TimelineId};
 use crate::store::Branch;
 use crate::vitals::{StandbyFeedback, Vitals};
 
@@ -28,13 +28,12 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     promotion::act_as_primary(&node);
     let token = node.token.child_token();
     let (feedback, wanted) = watch::channel(None);
-    let (release, released) = watch::channel(Levels::default());
-    let back = Back { feedback: wanted, released };
+    let back = Back { feedback: wanted, released: node.released.subscribe() };
     // The first that ends by itself has failed: each of them runs as long as the node.
     let ended = tokio::select! {
         failed = noting => failed,
         ended = capture_all(&node, back, &token) => ended,
-        ended = ack::run(Arc::clone(&node), release) => ended,
+        ended = ack::run(Arc::clone(&node)) => ended,
         ended = setting::watch(Arc::clone(&node)) => ended,
         ended = members::keep(Arc::clone(&node)) => ended,
         ended = retention::run(Arc::clone(&node)) => ended,

@@ -10,10 +10,11 @@ use super::node::Node;
 use super::promotion;
 use super::request::Request;
 use super::{follow, members, postgres, reseed, retention, samples, trouble};
+use crate::clock::WallTime;
 use crate::feed::{self, ServerVersion};
 use crate::link::message::Route;
 use crate::pg::{postmaster, sql};
-use crate::store::{NodeRole, State};
+use crate::store::{NodeRole, State, StoreError};
 
 /// How the life of a standby ends.
 pub enum End {
@@ -42,6 +43,8 @@ pub struct Requests {
 pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     let noting = async {
         trouble::until_noted(&node, "note the role", become_standby).await?;
+        let closed = node.blocking("close an exposure", close_exposure).await?;
+        trouble::unless_of_disk(closed)?;
         std::future::pending().await
     };
     node.stand_on(Route::alone(&node.config.name));
@@ -81,6 +84,12 @@ async fn start_postgres(node: &Arc<Node>) -> anyhow::Result<End> {
         postgres::start(&node.config).await?;
     }
     std::future::pending().await
+}
+
+/// What a primary left open is over: no commit is released here any more, and none beyond the end of the WAL was.
+fn close_exposure(node: &Node) -> Result<(), StoreError> {
+    let end = node.store.positions().borrow().appended;
+    node.store.update_exposures(|log| log.close(end, WallTime::now(), "this node is a standby now"))
 }
 
 /// What a standby's state says of it. Promoted, it goes on with what it was told.

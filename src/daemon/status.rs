@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{ack, policy, retention, trouble};
+use super::{commits, policy, retention, trouble};
 use crate::link::message;
 use crate::vitals::Contact;
 
@@ -68,7 +68,7 @@ pub fn of(node: &Node) -> Status {
             (standing.route.nodes.clone(), standing.route.from_primary)
         },
         members: node.members.borrow().members.iter().map(member_of).collect(),
-        commits: ack::report(node),
+        commits: commits::of(node),
         seeding: seeding(node),
         certificate: Some(Certificate { expires: expiry(node) }),
         alarms: [own_alarms(node), alarms_of_upstream(node)].concat(),

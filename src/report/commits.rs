@@ -1,6 +1,7 @@
 //! What commits wait for, and what these facts show to be wrong with it.
 
-use super::{Role, Status};
+use super::{Role, Status, lag, units};
+use crate::clock::WallTime;
 use crate::pg::{Levels, Lsn};
 
 /// What commits wait for, as one node knows it: a primary does it, a standby was told.
@@ -16,6 +17,36 @@ pub struct Commits {
     pub released: Option<Levels<Option<Lsn>>>,
     /// PostgreSQL's own side; a primary's, `None` while it does not answer.
     pub setting: Option<Setting>,
+    /// The exposure that is open; a primary's.
+    pub exposure: Option<Window>,
+    /// What the exposures of this node come to.
+    pub exposures: Exposures,
+}
+
+/// What the exposures of a node come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exposures {
+    /// How many there were.
+    pub windows: u64,
+    /// For how long those were open that are closed.
+    pub closed_millis: u64,
+    /// How much WAL they hold.
+    pub closed_bytes: u64,
+}
+
+/// An exposure that is open: commits go on unprotected.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Window {
+    /// Its number.
+    pub number: u64,
+    /// Since when.
+    pub opened_at: WallTime,
+    /// Commits up to here are protected.
+    pub from_lsn: Lsn,
+    /// Who is missing.
+    pub missing: Vec<String>,
+    /// Why commits go on.
+    pub reason: String,
 }
 
 /// Whether PostgreSQL waits for walship.
@@ -77,7 +108,17 @@ pub struct Seat {
 /// What a person must act on now.
 pub(super) fn alarms(status: &Status) -> impl Iterator<Item = String> {
     let commits = status.commits.iter().filter(|_| status.node.role == Role::Primary);
-    commits.filter_map(pretence)
+    commits.flat_map(|commits| [exposure(status, commits), pretence(commits)]).flatten()
+}
+
+/// Commits go on unprotected at this moment.
+fn exposure(status: &Status, commits: &Commits) -> Option<String> {
+    let Window { number, opened_at, from_lsn, missing, reason } = commits.exposure.as_ref()?;
+    let age = units::duration(lag::age(*opened_at, status.taken_at));
+    Some(format!(
+        "commits are unprotected for {age}, beyond {from_lsn} (exposure {number}): {reason}; missing {}",
+        listed(missing)
+    ))
 }
 
 /// PostgreSQL waits for us, and we for nobody.
@@ -206,6 +247,19 @@ mod tests {
         assert!(alarms.is_empty() && warnings[0].contains("does not wait for it"), "{warnings:?}");
         let (alarms, warnings) = said("any 1 (*)", "walship", true, "local");
         assert!(alarms.is_empty() && warnings[0].contains("synchronous_commit = local"), "{warnings:?}");
+    }
+
+    #[test]
+    fn an_exposure_is_an_alarm_while_it_is_open() {
+        let mut status = status();
+        assert_eq!(warnings::alarms(&status), Vec::<String>::new());
+        let opened_at = WallTime { unix_micros: status.taken_at.unix_micros - 15_000_000 };
+        let (missing, reason) = (vec!["db3 (not connected)".to_owned()], "commits waited for 2s".to_owned());
+        let window = Window { number: 3, opened_at, from_lsn: Lsn(0x3000000), missing, reason };
+        status.commits.as_mut().unwrap().exposure = Some(window);
+        let expected = "commits are unprotected for 15s, beyond 0/3000000 (exposure 3): commits waited for 2s; \
+                        missing db3 (not connected)";
+        assert_eq!(warnings::alarms(&status), [expected]);
     }
 
     #[test]

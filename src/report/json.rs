@@ -7,10 +7,12 @@
 
 mod check;
 mod commits;
+mod exposures;
 mod lag;
 mod mirror;
 
 pub use check::check;
+pub use exposures::exposures;
 pub use lag::{LagJson, lag};
 pub use mirror::StatusJson;
 

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use super::commits::Seat;
+use super::commits::{Commits, Exposures, Seat, Window};
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::Amount;
 use super::{Backup, Downstream, Role, Status, Traffic, Upstream, warnings};
@@ -73,6 +73,24 @@ fn node(page: &mut Page, status: &Status) {
     page.maybe(name, "When this node's certificate ends.", expiry);
 }
 
+/// Commits that go on unprotected, now and so far.
+fn exposures(page: &mut Page, status: &Status, commits: &Commits) {
+    let open = commits.exposure.as_ref();
+    page.one("walship_exposed", "Whether commits go on unprotected at this moment.", flag(open.is_some()));
+    let seconds = open.map_or(0.0, |window| status.taken_at.seconds_since(window.opened_at));
+    page.one("walship_exposed_seconds", "For how long they have done so; zero while they do not.", seconds);
+    let so_far = |window: &Window| status.store.durable.0.saturating_sub(window.from_lsn.0);
+    let bytes = open.map_or(0, so_far) as f64;
+    page.one("walship_exposed_bytes", "The WAL since then; zero while they do not.", bytes);
+    let Exposures { windows, closed_millis, closed_bytes } = commits.exposures;
+    let one = |value| [(Labels::new(), Some(value))];
+    page.counter("walship_exposures_total", "How often commits went on unprotected.", one(windows as f64));
+    let help = "How long exposures lasted that are over.";
+    page.counter("walship_exposures_seconds_total", help, one(closed_millis as f64 / 1e3));
+    let help = "The WAL in exposures that are over.";
+    page.counter("walship_exposures_bytes_total", help, one(closed_bytes as f64));
+}
+
 fn commits(page: &mut Page, status: &Status) {
     let Some(commits) = &status.commits else { return };
     let lsn = |lsn: Option<Lsn>| lsn.map(|lsn| lsn.0 as f64);
@@ -85,6 +103,7 @@ fn commits(page: &mut Page, status: &Status) {
         let help = "Whether PostgreSQL's synchronous_standby_names names walship.";
         page.one("walship_postgres_waits", help, flag(setting.names_us));
     }
+    exposures(page, status, commits);
     let pending = flag(commits.pending.is_some());
     page.one(
         "walship_policy_pending",

@@ -2,11 +2,13 @@
 
 mod check;
 mod commits;
+mod exposures;
 
 use std::fmt::Write;
 
 pub use check::check;
 pub use commits::commits;
+pub use exposures::exposures;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};

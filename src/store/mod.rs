@@ -2,7 +2,7 @@
 //!
 //! A folder with one file per WAL segment, `<timeline><segment>.zst`, or `….zst.part` while it grows, or
 //! `….partial.zst` where a timeline ended within it; `<timeline>.history` as PostgreSQL writes them;
-//! `walship.state`; a lock. `zstdcat F > NAME` gives the segment as PostgreSQL streamed it.
+//! `walship.state`; the exposure log, `walship.exposures`; a lock. `zstdcat F > NAME` gives the segment as PostgreSQL streamed it.
 //!
 //! What always holds:
 //!
@@ -17,6 +17,7 @@ mod codec;
 mod cursor;
 mod cut;
 mod error;
+mod exposures;
 mod folder;
 mod framed;
 mod index;
@@ -47,6 +48,7 @@ use crate::policy::Kept;
 pub use codec::{COMPRESSION_LEVEL, FRAME_BYTES, FrameDecoder};
 pub use cursor::{Chunk, Cursor, OpenFrame, RawCursor, RawStep, Step, Visibility};
 pub use error::StoreError;
+pub use exposures::{Closed, EXPOSURES_FILE, Exposure, Exposures};
 pub use index::Mark;
 pub use reset::Log;
 pub use retention::{Hold, Retention};
@@ -115,6 +117,7 @@ struct Inner {
     state_writer: Mutex<()>,
     positions: watch::Sender<Positions>,
     policy: watch::Sender<Kept>,
+    exposures: watch::Sender<Exposures>,
     writer_taken: AtomicBool,
     /// Set when an fsync failed: what is on disk is unknown from then on, so nothing more is promised.
     failed: AtomicBool,
@@ -133,9 +136,9 @@ impl Store {
         if state_path.exists() {
             return Err(StoreError::Exists { folder: folder.to_owned() });
         }
-        let state = State::new(new)?;
+        let (state, exposures) = (State::new(new)?, Exposures::read(folder)?);
         state::write(&state_path, &state)?;
-        Ok(Store::with(folder, lock, state, Index::default()))
+        Ok(Store::with(folder, lock, state, Index::default(), exposures))
     }
 
     /// Opens the store in `folder`, having recovered its open segment: the longest prefix that is whole.
@@ -146,7 +149,7 @@ impl Store {
         let lock = folder::lock(folder)?;
         let state = state::read(&folder.join(folder::STATE_FILE))?;
         let index = folder::scan(folder, &state)?;
-        Ok(Store::with(folder, lock, state, index))
+        Ok(Store::with(folder, lock, state, index, Exposures::read(folder)?))
     }
 
     /// What the store in `folder` is, without opening it; `None` where there is none.
@@ -168,7 +171,7 @@ impl Store {
         state::read(&folder.join(folder::STATE_FILE)).map(Some)
     }
 
-    fn with(folder: &Path, lock: File, state: State, index: Index) -> Store {
+    fn with(folder: &Path, lock: File, state: State, index: Index, exposures: Exposures) -> Store {
         let identity = Identity::of(&state);
         let positions = index.positions(state.newest_timeline());
         let policy = watch::Sender::new(state.policy.clone());
@@ -180,6 +183,7 @@ impl Store {
             state_writer: Mutex::new(()),
             positions: watch::Sender::new(positions),
             policy,
+            exposures: watch::Sender::new(exposures),
             writer_taken: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             syncing: Mutex::new(()),

@@ -372,7 +372,7 @@ async fn without_the_grant_the_sql_is_printed() {
 #[tokio::test]
 async fn a_promoted_node_goes_on_with_the_policy_that_it_was_told() {
     let mut three = Three::new().await;
-    three.sync("any 1 (*)").await;
+    three.db1.walship(&["sync", "any 1 (*)", "--stall-limit", "1h"]).await.succeeded();
     three.commit("on").await.ends("at once").await;
     let lsn: Lsn =
         three.db1.cluster.value("SELECT pg_current_wal_flush_lsn()").await.unwrap().parse().unwrap();
@@ -390,6 +390,7 @@ async fn a_promoted_node_goes_on_with_the_policy_that_it_was_told() {
     let commits = status.commits.unwrap();
     let policy = commits.policy.unwrap();
     assert_eq!((policy.text.as_str(), policy.serial), ("any 1 (*)", 2), "not its own configuration's");
+    assert_eq!(policy.stall_limit, "3600s");
     let counts: Vec<(&str, &str)> =
         commits.seats.iter().map(|seat| (seat.name.as_str(), seat.part.as_str())).collect();
     assert_eq!(counts, [("db1", "unknown"), ("db3", "yes")]);

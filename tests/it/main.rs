@@ -31,6 +31,8 @@ mod delta;
 mod demo;
 /// The primary is killed and its disk taken away: what was acknowledged is on the one that takes over.
 mod disaster;
+/// Commits that go on unprotected past the stall limit, and the log of them.
+mod exposures;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
 /// Members that are gone for good.

@@ -97,7 +97,7 @@ impl Three {
     }
 }
 
-async fn stop_smartly(node: &Node) {
+pub async fn stop_smartly(node: &Node) {
     let mut stop = node.cluster.account().command(node.cluster.binaries().program("pg_ctl"));
     stop.args(["stop", "-m", "smart", "-t", "60", "-D"]).arg(node.cluster.data_directory());
     node.cluster.run(stop).await.unwrap();

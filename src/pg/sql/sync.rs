@@ -1,6 +1,7 @@
 //! Whether PostgreSQL waits for standbys, and for whom.
 
 use super::{Grant, Sql, SqlError, Task};
+use crate::pg::Lsn;
 use crate::pg::sync_names::SyncNames;
 
 /// The settings that decide what a commit waits for.
@@ -43,5 +44,34 @@ impl Sql {
     /// Whether the role may do that.
     pub async fn may_set_sync_names(&self) -> Result<bool, SqlError> {
         Ok(self.has(Grant::SetSyncNames).await? && self.has(Grant::ReloadConfiguration).await?)
+    }
+}
+
+/// Who waits for standbys at a moment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SyncWaiters {
+    /// How far the WAL was flushed: whoever waits has its commit below.
+    pub flushed: Lsn,
+    /// Each backend's process, and what tells its transaction from others of the same backend.
+    pub waiters: Vec<(i32, String)>,
+}
+
+impl Sql {
+    /// Who waits for standbys now. Without [`Grant::ReadAllStats`] that is refused, as it would show nobody.
+    pub async fn sync_waiters(&self) -> Result<SyncWaiters, SqlError> {
+        const TASK: Task = Task::look("see who waits for standbys");
+        if !self.has(Grant::ReadAllStats).await? {
+            let reason = format!("the role may not {}", Grant::ReadAllStats.what());
+            return Err(SqlError::Other { task: TASK.name, reason });
+        }
+        // First who waits, then how far the WAL is.
+        let sql = "SELECT pid, concat_ws(' ', backend_xid, backend_start, state_change) FROM pg_stat_activity \
+                   WHERE wait_event = 'SyncRep'";
+        let rows = self.rows(TASK, sql, &[]).await?;
+        let waiter = |row| Ok((Sql::value(TASK, row, 0)?, Sql::value(TASK, row, 1)?));
+        let waiters = rows.iter().map(waiter).collect::<Result<_, SqlError>>()?;
+        let row = self.row(TASK, "SELECT pg_current_wal_flush_lsn()", &[]).await?;
+        let flushed = Sql::position(TASK, &row, 0)?.unwrap_or_default();
+        Ok(SyncWaiters { flushed, waiters })
     }
 }

@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::mirror::{list, mirror, option};
+use super::mirror::{Time, list, mirror, option};
 use crate::pg::{Levels, Lsn};
-use crate::report::commits::{Commits, PendingPolicy, Seat, SetPolicy, Setting};
+use crate::report::commits::{Commits, Exposures, PendingPolicy, Seat, SetPolicy, Setting, Window};
 
 mirror! {
     /// What commits wait for, as programs see it.
@@ -14,6 +14,28 @@ mirror! {
         seats: Vec<SeatJson> as list, list,
         released: Option<LevelsJson> as option, option,
         setting: Option<SettingJson> as option, option,
+        exposure: Option<WindowJson> as option, option,
+        exposures: ExposuresJson,
+    }
+}
+
+mirror! {
+    /// What the exposures of the node come to.
+    ExposuresJson of Exposures {
+        windows: u64,
+        closed_millis: u64,
+        closed_bytes: u64,
+    }
+}
+
+mirror! {
+    /// An exposure that is open.
+    WindowJson of Window {
+        number: u64,
+        opened_at: Time,
+        from_lsn: Lsn,
+        missing: Vec<String>,
+        reason: String,
     }
 }
 

@@ -274,7 +274,7 @@ impl From<ContactJson> for Contact {
 /// A moment as RFC 3339 in UTC, to the microsecond.
 #[derive(Serialize, Deserialize)]
 #[serde(transparent)]
-struct Time(jiff::Timestamp);
+pub(super) struct Time(jiff::Timestamp);
 
 impl From<WallTime> for Time {
     fn from(time: WallTime) -> Time {
