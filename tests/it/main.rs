@@ -33,6 +33,8 @@ mod demo;
 mod disaster;
 /// Commits that go on unprotected past the stall limit, and the log of them.
 mod exposures;
+/// One sidecar with a hundred receivers.
+mod fan_out;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
 /// Members that are gone for good.

@@ -66,6 +66,11 @@ impl Sidecar {
         self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
     }
 
+    /// The process that runs.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name)).id()
+    }
+
     /// Asks it to end (SIGTERM) and waits for that.
     pub async fn terminate(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);
