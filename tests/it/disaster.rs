@@ -5,6 +5,9 @@
 //! lost node joins anew with nothing, under its old name. `WALSHIP_ROUNDS` sets the number of rounds in all,
 //! `WALSHIP_SEED` replays the choices of an earlier run; not its moments.
 
+mod draw;
+mod witness;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -13,6 +16,9 @@ use rustix::process::Signal;
 use tokio::task::JoinHandle;
 use walship::demo::{ClusterOptions, Ledger, Proxy, Random, Workload, WorkloadOptions};
 
+use self::draw::Fault::{CutPrimary, Freeze, KillBoth, KillSidecar, ResetPrimary, StallPrimary};
+use self::draw::{Draw, Fault, Policy};
+use self::witness::Witness;
 use crate::cascade::{prefers, takes, written};
 use crate::harness::{Node, PATIENCE, Test, eventually};
 
@@ -21,47 +27,6 @@ const ROUNDS: u32 = 10;
 
 /// What the log of a standby says that has what the new primary never had.
 const LOST: &str = "this standby can't follow";
-
-/// Whom commits wait for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Policy {
-    AnyOne,
-    AnyTwo,
-    FirstOne,
-    All,
-    /// The second standby follows the first, and is the tail.
-    Chain,
-}
-
-/// What goes wrong shortly before the primary is lost.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fault {
-    /// SIGKILL for a standby's sidecar.
-    KillSidecar,
-    /// SIGKILL for a standby's sidecar and PostgreSQL.
-    KillBoth,
-    /// A standby's sidecar stops and says nothing.
-    Freeze,
-    /// Nobody reaches the primary.
-    CutPrimary,
-    /// All connections to the primary end once.
-    ResetPrimary,
-    /// Connections to the primary stay open, and nothing passes.
-    StallPrimary,
-}
-
-use Fault::{CutPrimary, Freeze, KillBoth, KillSidecar, ResetPrimary, StallPrimary};
-
-/// What a round draws.
-#[derive(Clone, Copy, Debug)]
-struct Draw {
-    policy: Policy,
-    level: &'static str,
-    /// With the standby that it befalls, where it is one's.
-    fault: Option<(usize, Fault)>,
-    /// That standby is still away when another is promoted.
-    stays_away: bool,
-}
 
 /// A node behind a link that can be cut.
 struct Place {
@@ -84,37 +49,6 @@ struct Disaster {
     invited: u32,
     refusals: u32,
     test: Test,
-}
-
-/// A standby's connections for the witness, or the primary's.
-struct Witness {
-    conninfo: String,
-    standbys: Vec<String>,
-    /// How many of them must show a row that is acknowledged.
-    needed: usize,
-    round: u32,
-}
-
-impl Policy {
-    fn text(self, names: &[&str]) -> String {
-        match self {
-            Policy::AnyOne => "any 1 (*)".to_owned(),
-            Policy::AnyTwo => "any 2 (*)".to_owned(),
-            Policy::FirstOne => format!("first 1 ({})", names.join(", ")),
-            Policy::All => "all".to_owned(),
-            Policy::Chain => format!("chain ({}, {})", names[0], names[1]),
-        }
-    }
-
-    /// How many standbys have what is acknowledged, of so many that count.
-    fn needed(self, standbys: usize) -> (usize, usize) {
-        match self {
-            Policy::AnyOne | Policy::FirstOne => (1, standbys),
-            Policy::AnyTwo => (2, standbys),
-            Policy::All => (standbys, standbys),
-            Policy::Chain => (1, 1),
-        }
-    }
 }
 
 impl Place {
@@ -221,7 +155,8 @@ impl Disaster {
 
     async fn round(&mut self, round: u32) {
         let begun = Instant::now();
-        let draw = self.draw();
+        self.shuffle();
+        let draw = Draw::new(&mut self.random, self.standbys.len());
         self.set(draw).await;
         let before = self.workload.acknowledged();
         let witness = self.witness(round, draw);
@@ -257,26 +192,10 @@ impl Disaster {
         tokio::time::sleep(Duration::from_millis(self.random.below(milliseconds_max))).await;
     }
 
-    fn draw(&mut self) -> Draw {
-        let mut policies = vec![Policy::AnyOne, Policy::FirstOne, Policy::All, Policy::Chain];
-        if self.standbys.len() > 2 {
-            policies.push(Policy::AnyTwo);
-        }
-        let last = self.standbys.len() - 1;
-        for index in (1..=last).rev() {
+    fn shuffle(&mut self) {
+        for index in (1..self.standbys.len()).rev() {
             self.standbys.swap(index, self.random.below(index as u64 + 1) as usize);
         }
-        let policy = *self.random.pick(&policies);
-        let level = *self.random.pick(&["on", "remote_apply"]);
-        let faults = [KillSidecar, KillBoth, Freeze, CutPrimary, ResetPrimary, StallPrimary];
-        let at = self.random.below(self.standbys.len() as u64) as usize;
-        let fault = (self.random.below(3) > 0).then_some((at, *self.random.pick(&faults)));
-        // Whoever may alone have an acknowledged commit is brought back first, as the plan asks for.
-        let (needed, of) = policy.needed(self.standbys.len());
-        let is_spare = needed > 1 || of == 1 && at != 1;
-        let is_away = fault.is_some_and(|(_, fault)| [KillSidecar, KillBoth, Freeze].contains(&fault));
-        let stays_away = is_away && is_spare && self.random.below(2) == 0;
-        Draw { policy, level, fault, stays_away }
     }
 
     /// Sets the round's policy and level, and who follows whom.
@@ -426,36 +345,6 @@ fn link_is_whole(link: &Proxy) {
 fn named_instead(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("hint: Run `walship promote` on ")?;
     rest.split_once(',').map(|(name, _)| name)
-}
-
-impl Witness {
-    /// Commits rows until the primary is gone, and looks for each on the standbys that count, once it is acknowledged.
-    /// The rows that were.
-    async fn run(self) -> anyhow::Result<Vec<i32>> {
-        let mut seen = Vec::new();
-        let client = walship::demo::cluster::connect(&self.conninfo).await?;
-        client.batch_execute("SET synchronous_commit = remote_apply").await?;
-        let mut standbys = Vec::new();
-        for conninfo in &self.standbys {
-            standbys.push(walship::demo::cluster::connect(conninfo).await?);
-        }
-        for number in 0.. {
-            let insert = format!("INSERT INTO witness VALUES ({}, {number})", self.round);
-            if client.batch_execute(&insert).await.is_err() {
-                break;
-            }
-            seen.push(number);
-            let select = format!("SELECT FROM witness WHERE round = {} AND number = {number}", self.round);
-            let mut hidden = 0;
-            for standby in &standbys {
-                // One that was killed shows nothing, and may have shown it.
-                hidden += usize::from(standby.query(&select, &[]).await.is_ok_and(|rows| rows.is_empty()));
-            }
-            let shown = standbys.len() - hidden;
-            ensure!(shown >= self.needed, "row {number} is acknowledged, and {hidden} standbys lack it");
-        }
-        Ok(seen)
-    }
 }
 
 /// A share of the rounds with so many standbys.
