@@ -3,6 +3,8 @@
 //! Each stage owns one cell and nobody else writes it. A cell can be watched, so that a report follows the state
 //! itself instead of polling it. Imports nothing but `pg` and `clock`.
 
+mod trail;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Mutex;
 use std::time::Instant;
@@ -11,6 +13,8 @@ use tokio::sync::watch;
 
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
+
+pub use trail::{Trail, Trails};
 
 /// One value that one stage writes and anyone may read or watch.
 #[derive(Debug)]
@@ -70,6 +74,8 @@ pub struct Vitals {
     pub backups: Cell<BTreeMap<u64, BackupVitals>>,
     /// When the primary's WAL reached which position, by the primary's clock.
     pub samples: Samples,
+    /// Where everybody was in the last half minute; noted once a second.
+    pub trails: Cell<Trails>,
 }
 
 /// How a connection is doing.

@@ -34,6 +34,7 @@ mod setting;
 mod signals;
 mod standby;
 mod status;
+mod trails;
 mod trouble;
 mod upstreams;
 mod wait;
@@ -337,6 +338,7 @@ async fn serve(
         ended = live(&node, life, &mut requests) => ended,
         ended = signals::run(Arc::clone(&node)) => ended,
         ended = trouble::tell(Arc::clone(&node)) => ended,
+        never = trails::keep(Arc::clone(&node)) => match never {},
         () = signals::feed_watchdog_for_ever() => Ok(()),
         _ = accepting => Err(anyhow::anyhow!("connections are no longer accepted")),
         _ = controlling => Err(anyhow::anyhow!("the control socket is no longer served")),

@@ -57,6 +57,7 @@ pub fn of(node: &Node) -> Status {
                 .map(|hold| Hold { who: hold.holder, lsn: hold.lsn })
                 .collect(),
         },
+        segment_bytes: state.segment_size.bytes(),
         ancestors: state
             .timelines
             .iter()

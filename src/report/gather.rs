@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     Ancestor, Backup, Certificate, Commits, Downstream, Feed, Member, Node, PrimaryEnd, Progress, Role,
-    Seeding, Status, StoreFacts, Traffic, Upstream, samples,
+    Seeding, Status, StoreFacts, Traffic, Upstream, catch_up, samples,
 };
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
@@ -17,6 +17,8 @@ pub struct About {
     pub node: Node,
     /// Its log.
     pub store: StoreFacts,
+    /// What one segment holds: a standby that lacks no more is in step.
+    pub segment_bytes: u64,
     /// Where the timelines before the newest ended.
     pub ancestors: Vec<Ancestor>,
     /// The way of the WAL to this node, from this node up, and whether it begins at a primary.
@@ -40,12 +42,14 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
     let now = Now { wall: WallTime::now(), instant: Instant::now() };
     let role = about.node.role;
     let standby = role == Role::Standby;
+    let segment_bytes = about.segment_bytes;
     let mut status = Status {
         taken_at: now.wall,
         primary: now.primary_end(&about, vitals),
         upstream: standby.then(|| now.upstream(vitals.receive.get(), about.route)),
         feed: standby.then(|| now.feed(vitals.feed.get())),
         downstreams: now.downstreams(vitals),
+        catching_up: Vec::new(),
         backups: backups(vitals),
         seeding: about.seeding,
         node: about.node,
@@ -61,6 +65,7 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
         forget_those_elsewhere(&mut status);
     }
     status.samples = samples::telling(&vitals.samples.all(), positions(&status));
+    status.catching_up = catch_up::of(&status, &vitals.trails.get(), segment_bytes);
     status
 }
 
@@ -218,6 +223,7 @@ mod tests {
                 committed_epoch: 0,
                 timeline: TimelineId(1),
             },
+            segment_bytes: 1 << 20,
             store: StoreFacts {
                 directory: PathBuf::new(),
                 start: Lsn(0),

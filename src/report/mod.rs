@@ -6,6 +6,7 @@
 //! here and unknown there, never zero.
 
 pub mod bare;
+pub mod catch_up;
 pub mod check;
 pub mod commits;
 pub mod gather;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
 use crate::vitals::{Contact, Sample};
+pub use catch_up::CatchUp;
 pub use commits::Commits;
 
 /// All that a node knows at one moment, of itself and of the topology.
@@ -47,6 +49,8 @@ pub struct Status {
     pub downstreams: Vec<Downstream>,
     /// Every node that the primary knows, as it last told; this node among them.
     pub members: Vec<Member>,
+    /// The standbys that are heard and more than a segment behind: on the way to the end.
+    pub catching_up: Vec<CatchUp>,
     /// Base backups that are running here.
     pub backups: Vec<Backup>,
     /// The copy of the primary that this node is being made of; `None` when it is whole.

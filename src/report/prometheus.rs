@@ -8,7 +8,7 @@ use std::fmt::Write;
 use super::commits::{Commits, Exposures, Seat, Window};
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::Amount;
-use super::{Backup, Downstream, Role, Status, Traffic, Upstream, warnings};
+use super::{Backup, CatchUp, Downstream, Role, Status, Traffic, Upstream, warnings};
 use crate::pg::{Level, Lsn};
 use crate::vitals::Contact;
 
@@ -19,6 +19,7 @@ pub fn status(status: &Status) -> String {
     commits(&mut page, status);
     store(&mut page, status);
     lag_metrics(&mut page, &lag::of(status).standbys);
+    catching_up(&mut page, status);
     traffic(&mut page, status);
     backups(&mut page, status);
     seeding(&mut page, status);
@@ -177,6 +178,23 @@ fn lag_metrics(page: &mut Page, standbys: &[StandbyLag]) {
         Link::Up(age) | Link::Cut(age) => age.map(|age| age.as_secs_f64()),
     });
     page.gauge("walship_standby_last_contact_seconds", "Age of the last word.", silence);
+}
+
+fn catching_up(page: &mut Page, status: &Status) {
+    let each = |value: fn(&CatchUp) -> Option<f64>| {
+        let of = move |way: &CatchUp| (vec![("standby", way.standby.clone())], value(way));
+        status.catching_up.iter().map(of)
+    };
+    let behind = each(|way| Some(way.behind_bytes as f64));
+    page.gauge(
+        "walship_catching_up_bytes",
+        "What a standby lacks that is more than a segment behind.",
+        behind,
+    );
+    let rate = each(|way| way.bytes_per_second.map(|rate| rate as f64));
+    page.gauge("walship_catching_up_bytes_per_second", "How fast it gets WAL, over half a minute.", rate);
+    let left = each(|way| way.left.map(|left| left.as_secs_f64()));
+    page.gauge("walship_catching_up_seconds", "When it is in step if all goes on so; absent if not.", left);
 }
 
 fn traffic(page: &mut Page, status: &Status) {

@@ -12,7 +12,7 @@ pub use exposures::exposures;
 
 use super::lag::{self, Behind, LagReport, Link, Stage, StandbyLag};
 use super::threshold::{Amount, Limits};
-use super::{Downstream, Node, Role, Seeding, Status, Traffic, Upstream, units, warnings};
+use super::{CatchUp, Downstream, Node, Role, Seeding, Status, Traffic, Upstream, units, warnings};
 use crate::clock::WallTime;
 use crate::pg::Lsn;
 use crate::vitals::Contact;
@@ -166,6 +166,9 @@ fn facts(status: &Status) -> Grid {
         let from = hold.lsn.max(store.start);
         fact("held by", format!("{} from {from}", hold.who));
     }
+    for way in &status.catching_up {
+        fact("catching up", catching_up(way));
+    }
     for backup in &status.backups {
         let (done, total) = (units::size(backup.done_bytes), units::size(backup.total_bytes));
         let equal = match backup.equal_bytes {
@@ -178,6 +181,17 @@ fn facts(status: &Status) -> Grid {
         fact("certificate", format!("until {}", certificate.expires.rfc3339()));
     }
     grid
+}
+
+/// How far one is on its way: `db3 lacks 1.2 GiB, gets 80.0 MiB/s, and is there in 15s`.
+fn catching_up(way: &CatchUp) -> String {
+    let rate = way.bytes_per_second.map_or_else(unknown, |rate| format!("{}/s", units::size(rate)));
+    let left = match (way.left, way.bytes_per_second) {
+        (Some(left), _) => format!("and is there in {}", units::duration(left)),
+        (None, Some(_)) => "and does not get nearer".to_owned(),
+        (None, None) => "for how long is unknown".to_owned(),
+    };
+    format!("{} lacks {}, gets {rate}, {left}", way.standby, units::size(way.behind_bytes))
 }
 
 fn primary(status: &Status) -> String {

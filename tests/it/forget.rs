@@ -84,6 +84,8 @@ async fn a_scrapped_member_holds_nothing_counts_for_nothing_and_comes_back_by_in
     .await;
     let before = db1.status().await.unwrap();
     assert!(mentions(&before, "db3"));
+    let table = db1.walship(&["status"]).await.succeeded();
+    assert!(table.contains("held by      db3 from "), "{table}");
     assert!(before.store.start < written, "WAL is held for db3: {:?}", before.store);
 
     let done = db1.walship(&["forget", "db3"]).await.succeeded();

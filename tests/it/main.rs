@@ -17,6 +17,8 @@ mod cascade;
 mod cascade_crash;
 /// Commits that wait for the tail of a chain.
 mod chain;
+/// A standby that was away comes back to much WAL.
+mod catching_up;
 /// What `walship check` finds, and whether what it prints mends it.
 mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.

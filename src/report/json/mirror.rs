@@ -1,6 +1,7 @@
 //! The mirror of [`Status`], field by field.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -8,8 +9,8 @@ use super::commits::CommitsJson;
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
 use crate::report::{
-    Ancestor, Backup, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role, Seeding,
-    Status, StoreFacts, Traffic, Upstream,
+    Ancestor, Backup, CatchUp, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role,
+    Seeding, Status, StoreFacts, Traffic, Upstream,
 };
 use crate::vitals::{Contact, Sample};
 
@@ -49,6 +50,7 @@ mirror! {
         feed: Option<FeedJson> as option, option,
         downstreams: Vec<DownstreamJson> as list, list,
         members: Vec<MemberJson> as list, list,
+        catching_up: Vec<CatchUpJson> as list, list,
         backups: Vec<BackupJson> as list, list,
         seeding: Option<SeedingJson> as option, option,
         commits: Option<CommitsJson> as option, option,
@@ -158,6 +160,15 @@ mirror! {
 }
 
 mirror! {
+    CatchUpJson of CatchUp {
+        standby: String,
+        behind_bytes: u64,
+        bytes_per_second: Option<u64>,
+        left: Option<u64> as seconds, duration,
+    }
+}
+
+mirror! {
     BackupJson of Backup {
         client: String,
         phase: String,
@@ -182,6 +193,14 @@ mirror! {
 mirror! { CertificateJson of Certificate { expires: Time, } }
 
 mirror! { SampleJson of Sample { lsn: Lsn, time: Time, after_gap: bool, } }
+
+fn seconds(duration: Option<Duration>) -> Option<u64> {
+    duration.map(|duration| duration.as_secs())
+}
+
+fn duration(seconds: Option<u64>) -> Option<Duration> {
+    seconds.map(Duration::from_secs)
+}
 
 pub(super) fn option<A: Into<B>, B>(value: Option<A>) -> Option<B> {
     value.map(Into::into)
