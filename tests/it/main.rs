@@ -15,10 +15,10 @@ mod capture;
 mod cascade;
 /// A cascade under load while its parts are killed, frozen and cut off.
 mod cascade_crash;
-/// Commits that wait for the tail of a chain.
-mod chain;
 /// A standby that was away comes back to much WAL.
 mod catching_up;
+/// Commits that wait for the tail of a chain.
+mod chain;
 /// What `walship check` finds, and whether what it prints mends it.
 mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.
