@@ -11,9 +11,9 @@ use tokio::task::JoinSet;
 
 use super::node::Node;
 use super::{policy, trouble};
-use crate::ack::Seat;
 use crate::ack::probe::{Look, Probe, Waited, Waiter};
 use crate::ack::stall::{Facts, Opening, Stall, Write};
+use crate::ack::{Seat, Standing, released};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::pg::sql::sync::{SyncSetting, SyncWaiters};
@@ -184,7 +184,7 @@ impl Guard {
             reason: format!("a commit waited for {}, and too few had {}", policy.stall_limit, what(stalled)),
             missing: missing.collect(),
             timeline: self.facts.timeline.unwrap_or(TimelineId::FIRST),
-            from_lsn: from,
+            from_lsn: protected(&self.node, policy, from, apply_is_used),
             opened_at: now,
             apply_is_used,
             closed: None,
@@ -260,6 +260,23 @@ impl Guard {
         };
         self.idle_at = if self.probe.saw_nobody() { looked.durable } else { Lsn::INVALID };
     }
+}
+
+/// Up to where commits are protected, given what was heard since this process began. Those who are missing may not have been
+/// heard yet; then what they had before counts, and without that everything that the store holds may be unprotected.
+pub fn protected(node: &Node, policy: &Resolved, heard: Lsn, with_apply: bool) -> Lsn {
+    let at = *node.store.positions().borrow();
+    let state = node.store.state();
+    let noted = |name: &str| {
+        let member = state.members.iter().find(|member| member.name == name)?;
+        let (flush, apply) = (member.flushed_lsn, member.restartpoint_lsn);
+        let levels = Levels { write: flush, flush, apply };
+        let is_known = member.timeline.is_some() && member.timeline == at.timeline;
+        is_known.then_some(Standing { at: levels, is_connected: true, is_in_step: true, is_copying: false })
+    };
+    let before = released(policy, &node.config.name, at.durable, noted).unwrap_or_default();
+    let before = if with_apply { before.flush.min(before.apply) } else { before.flush };
+    heard.max(before).max(at.start)
 }
 
 /// What too few had done.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::control::NewPolicy;
 use super::node::Node;
-use super::setting;
+use super::{ack, setting};
 use crate::ack::change::{self, Change, Quorum};
 use crate::clock::WallTime;
 use crate::fault::{Fault, Outcome, WithFault};
@@ -141,7 +141,7 @@ fn force_pending(node: &Node, serial: u64) -> anyhow::Result<String> {
             .map(|name| format!("{name} (does not know of policy {serial})"))
             .collect(),
         timeline: at.timeline.unwrap_or(TimelineId::FIRST),
-        from_lsn: released.flush,
+        from_lsn: ack::protected(node, &before, released.flush, false),
         opened_at: now,
         apply_is_used: false,
         closed: None,

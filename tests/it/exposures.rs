@@ -326,6 +326,29 @@ async fn a_sidecar_that_dies_before_the_close_is_noted_notes_it_when_it_is_back(
 }
 
 #[tokio::test]
+async fn what_a_standby_had_before_a_restart_is_protected_though_it_is_not_heard_since() {
+    let mut pair = Pair::new(None).await;
+    pair.commit("on").await;
+    let flushed = "SELECT pg_current_wal_flush_lsn()";
+    let lsn: Lsn = pair.db1.cluster.value(flushed).await.unwrap().parse().unwrap();
+    eventually("the primary knows that the standby has it", async || {
+        let seats = pair.db1.status().await?.commits.context("no commits")?.seats;
+        ensure!(seats.iter().any(|seat| seat.at.flush >= Some(lsn)), "{seats:?}");
+        Ok(())
+    })
+    .await;
+    pair.db2.dies().await;
+    pair.restart_with("").await;
+    pair.commit("on").await;
+    let log = pair.log();
+    let window = log.open().unwrap();
+    assert!(window.from_lsn >= lsn, "{window:?}, though the standby had {lsn}");
+    assert_eq!(window.missing, ["db2 (not connected)"]);
+    pair.mend(Fault::Killed).await;
+    pair.closed(1).await;
+}
+
+#[tokio::test]
 async fn a_primary_that_nobody_waits_on_opens_nothing() {
     let mut pair = Pair::new(None).await;
     pair.db1.walship(&["sync", "any 1 (*)", "--stall-limit", "200ms"]).await.succeeded();
