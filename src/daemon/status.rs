@@ -29,6 +29,8 @@ pub fn of(node: &Node) -> Status {
     }
     warnings.extend(trouble::warning(&node.store.troubles().borrow()));
     let at = *node.store.positions().borrow();
+    // Looked at for no longer than this: what is below looks again, and would wait for whoever waits to change the list.
+    let members = node.members.borrow().members.iter().map(member_of).collect();
     let about = report::gather::About {
         node: report::Node {
             name: node.config.name.clone(),
@@ -68,7 +70,7 @@ pub fn of(node: &Node) -> Status {
             let standing = node.standing.borrow();
             (standing.route.nodes.clone(), standing.route.from_primary)
         },
-        members: node.members.borrow().members.iter().map(member_of).collect(),
+        members,
         commits: commits::of(node),
         seeding: seeding(node),
         certificate: Some(Certificate { expires: expiry(node) }),
