@@ -23,7 +23,7 @@ use crate::pg::sql::promotion as sql;
 use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Policy;
-use crate::promote::{self, Facts, Other, Plan, Primary, Replay};
+use crate::promote::{self, Facts, Other, Plan, Primary, Replay, Waited};
 use crate::store::{Branch, MemberRole, NodeRole, State, Store};
 use crate::vitals::FeedVitals;
 
@@ -63,6 +63,7 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
         last_heard: heard,
         primary: Primary::Unreachable,
         others: Vec::new(),
+        waited: waited(node, &state),
     };
     // The primary whose WAL comes at this moment is there, even if it did not answer in time.
     if let Some(primary) = node.standing.borrow().route.primary() {
@@ -88,6 +89,17 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
         }
     }
     Ok(facts)
+}
+
+/// What commits waited for under the last primary, as this node was told.
+fn waited(node: &Node, state: &State) -> Option<Waited> {
+    let policy = state.policy.effective.as_ref().filter(|policy| policy.policy != Policy::Async)?;
+    let (primary, _) = node.primary()?;
+    Some(Waited {
+        policy: policy.policy.to_string(),
+        seats: policy.others(&primary).into_iter().map(str::to_owned).collect(),
+        needed: policy.needed(&primary),
+    })
 }
 
 /// Asks this node's PostgreSQL, without which there is no promotion, forced or not.

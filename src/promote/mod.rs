@@ -58,6 +58,17 @@ pub enum Replay {
     },
 }
 
+/// What commits waited for under the primary that is to be replaced.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waited {
+    /// The policy, as it was told last.
+    pub policy: String,
+    /// Whose positions counted.
+    pub seats: Vec<String>,
+    /// How many of them had to have a commit.
+    pub needed: usize,
+}
+
 /// All that is known before a promotion.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Facts {
@@ -79,6 +90,8 @@ pub struct Facts {
     pub primary: Primary,
     /// The other standbys.
     pub others: Vec<Other>,
+    /// What commits waited for; `None` when for nobody.
+    pub waited: Option<Waited>,
 }
 
 /// What will be done, and what it costs.
@@ -209,6 +222,7 @@ fn obstacles(facts: &Facts) -> Vec<Refusal> {
             ),
         });
     }
+    obstacles.extend(unheard(facts, &stake));
     if facts.committed_epoch > facts.epoch {
         obstacles.push(Refusal {
             reason: format!(
@@ -232,6 +246,35 @@ fn obstacles(facts: &Facts) -> Vec<Refusal> {
         }),
     }
     obstacles
+}
+
+/// Of N standbys that K must have a commit of, any N-K+1 have all commits between them; with fewer, those who are silent
+/// may alone have one that was acknowledged.
+fn unheard(facts: &Facts, stake: &Stake) -> Option<Refusal> {
+    let waited = facts.waited.as_ref()?;
+    // What the primary's own store has, is here.
+    if matches!(facts.primary, Primary::Down { stored_lsn, .. } if stored_lsn <= facts.durable_lsn) {
+        return None;
+    }
+    let answered = |name: &String| {
+        let of = |other: &&Other| other.node == *name && other.answered && other.position.is_some();
+        *name == facts.node || facts.others.iter().any(|other| of(&other))
+    };
+    let (heard, silent): (Vec<_>, Vec<_>) = waited.seats.iter().cloned().partition(answered);
+    let enough = (waited.seats.len() + 1).saturating_sub(waited.needed);
+    if heard.len() >= enough {
+        return None;
+    }
+    let silent = silent.join(", ");
+    Some(Refusal {
+        reason: format!(
+            "commits waited for {}, and {silent} may alone have some that were acknowledged: {} of them must answer, and {} do",
+            waited.policy,
+            enough,
+            heard.len()
+        ),
+        hint: format!("Start walship on {silent} and run this again; --force goes on without: {stake}."),
+    })
 }
 
 fn stake(facts: &Facts) -> Stake {
@@ -268,6 +311,7 @@ mod tests {
             last_heard: Some((Lsn(1000), 7)),
             primary: Primary::Unreachable,
             others: Vec::new(),
+            waited: None,
         }
     }
 
@@ -319,6 +363,39 @@ mod tests {
                 (got, wanted) => panic!("{facts:?}: {got:?}, not {wanted:?}"),
             }
         }
+    }
+
+    #[test]
+    fn those_who_answer_have_all_commits_between_them_or_it_is_refused() {
+        let three = |policy: &str, needed| Waited {
+            policy: policy.into(),
+            seats: ["db2", "db3", "db4"].map(str::to_owned).into(),
+            needed,
+        };
+        let of = |node: &str, answered| Other { node: node.into(), position: Some((1, Lsn(900))), answered };
+        let down = |lsn| Primary::Down { node: "db1".into(), stored_lsn: Lsn(lsn) };
+        let refused = |waited: Waited, primary, others: &[Other]| {
+            let facts = Facts { waited: Some(waited), primary, others: others.to_vec(), ..facts() };
+            plan(&facts, true).unwrap();
+            plan(&facts, false).err()
+        };
+        let (both, one) = ([of("db3", true), of("db4", true)], [of("db3", true), of("db4", false)]);
+        assert_eq!(refused(three("any 1 (*)", 1), Primary::Unreachable, &both), None);
+        let refusal = refused(three("any 1 (*)", 1), Primary::Unreachable, &one).unwrap();
+        let reason = "commits waited for any 1 (*), and db4 may alone have some that were acknowledged: 3 of them must answer, and 2 do";
+        assert_eq!(refusal.reason, reason);
+        assert!(refusal.hint.starts_with("Start walship on db4 and run this again"), "{}", refusal.hint);
+        assert_eq!(refused(three("any 2 (*)", 2), Primary::Unreachable, &one), None);
+        assert!(refused(three("any 2 (*)", 2), Primary::Unreachable, &[]).is_some());
+        assert_eq!(refused(three("all", 3), Primary::Unreachable, &[]), None);
+        assert_eq!(
+            refused(three("any 1 (*)", 1), down(1000), &[]),
+            None,
+            "the primary's own store has no more"
+        );
+        let tail = Waited { policy: "chain (db2, db4)".into(), seats: vec!["db4".into()], needed: 1 };
+        assert!(refused(tail.clone(), Primary::Unreachable, &one).is_some());
+        assert_eq!(refused(tail, Primary::Unreachable, &both), None);
     }
 
     #[test]
