@@ -35,6 +35,8 @@ mod demo;
 mod disaster;
 /// Commits that go on unprotected past the stall limit, and the log of them.
 mod exposures;
+/// The same, with a sidecar that dies meanwhile.
+mod exposures_crash;
 /// One sidecar with a hundred receivers.
 mod fan_out;
 /// The replication protocol, server side: real standbys and tools on the feed.
