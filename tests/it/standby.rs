@@ -304,3 +304,35 @@ async fn a_full_store_lets_the_absent_standby_go_and_says_so() {
     }
     db3.equals(&db1).await;
 }
+
+#[tokio::test]
+async fn what_the_primary_no_longer_has_comes_from_another_standby() {
+    let test = Test::new();
+    let mut db1 = test.primary("db1").await;
+    let mut db2 = test.standby("db2", &db1).await;
+    let _db3 = test.standby("db3", &db1).await;
+    db2.knows(&["db1", "db3"]).await;
+    db2.sidecar.terminate().await;
+    let has = db2.cluster.value("SELECT pg_last_wal_receive_lsn()").await.unwrap();
+    let has: Lsn = has.parse().unwrap();
+    db1.sidecar.expect_log("the store is full: the WAL for this standby is no longer kept");
+    db1.sidecar.terminate().await;
+    db1.sidecar.set("WALSHIP_STORE_MAX_BYTES", "1MiB");
+    db1.run().await;
+    for _ in 0..6 {
+        several_segments(&db1).await;
+    }
+    db1.sidecar.wait_log("the store is full").await;
+    begins_after(&db1, has + (1 << 20)).await;
+    db2.run().await;
+    db2.sidecar.wait_log("following upstream=db3").await;
+    db2.equals(&db1).await;
+    // It is one of those who need no WAL that is gone again, and goes on from the primary.
+    db2.sidecar.wait_log("moving to a better upstream from=db3 to=db1").await;
+    eventually("nobody has been let go any more", async || {
+        let table = db1.walship(&["status"]).await.exits(0)?.stdout;
+        ensure!(!table.contains("was let go"), "{table}");
+        Ok(())
+    })
+    .await;
+}
