@@ -50,7 +50,10 @@ impl Three {
     }
 
     pub async fn sync(&self, policy: &str) -> String {
-        self.db1.walship(&["sync", policy]).await.succeeded()
+        let said = self.db1.walship(&["sync", policy]).await.succeeded();
+        // PostgreSQL's checkpointer lets commits wait, once it has read the setting; it does so before a checkpoint.
+        self.db1.cluster.sql("CHECKPOINT").await.unwrap();
+        said
     }
 
     /// Begins a commit.

@@ -221,6 +221,8 @@ impl Disaster {
         .await;
         let client = primary.cluster.connect().await.unwrap();
         client.batch_execute("SET synchronous_commit = local").await.unwrap();
+        // PostgreSQL's checkpointer lets commits wait, once it has read the setting; it does so before a checkpoint.
+        client.batch_execute("CHECKPOINT").await.unwrap();
         let level = format!("ALTER ROLE postgres SET synchronous_commit = {}", draw.level);
         client.batch_execute(&level).await.unwrap();
     }
