@@ -14,12 +14,13 @@
 //!
 //! * 4: [`cli`], what the user types; [`demo`], a cluster, a link proxy, a ledger and a story.
 //! * 3: [`daemon`]: which stages run in which role, and the change between them.
-//! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`promote`], [`report`].
+//! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`ack`], [`promote`], [`report`].
 //!   They meet in the store on a host and on the link between hosts, nowhere else.
 //! * 1: [`store`], [`link`], [`config`].
 //! * 0: [`pg`], the vocabulary of PostgreSQL; [`policy`], what a commit waits for; [`vitals`], the numbers that the
-//!   stages write and reports read; [`tls`], the only builder of TLS configurations; [`durable`], the only caller of rename and fsync; [`clock`],
-//!   the only reader of wall time; [`fault`], what a person is told when something went wrong; [`failpoint`].
+//!   stages write and reports read; [`tls`], the only builder of TLS configurations; [`durable`], the only caller of
+//!   rename and fsync; [`clock`], the only reader of wall time; [`fault`], what a person is told when something went
+//!   wrong; [`failpoint`].
 //!
 //! # Invariants
 //!
@@ -29,6 +30,7 @@
 //! * `appended ≥ durable ≥ sealed`, and nothing is reported as flushed before it is fsynced here.
 //! * The local PostgreSQL is fed only what is durable here, so it never outlives its own store.
 //! * Nothing half-made can start: `global/pg_control` gets its name as the last act of a restore.
+//! * No commit is released without those whom the policy names, but within a window that the exposure log has already.
 //! * What is not known is reported as unknown, never as zero.
 
 pub mod cli;

@@ -8,8 +8,9 @@ use crate::daemon::control::Client;
 /// Make this standby the primary
 ///
 /// Asks every known node first. Refuses while the primary's PostgreSQL still answers, when another standby is further
-/// along, and while the replay here is paused or delayed; says which WAL may be lost. Then it stops receiving, has
-/// PostgreSQL replay all that is here, commits a new epoch and promotes. The other standbys follow by themselves.
+/// along, when so many are silent that one of them may alone have commits that a policy acknowledged, and while the
+/// replay here is paused or delayed; says which WAL may be lost. Then it stops receiving, has PostgreSQL replay all that
+/// is here, commits a new epoch and promotes. The other standbys follow by themselves.
 #[derive(clap::Args, Debug)]
 #[command(mut_args(only_with_long_help))]
 #[command(after_long_help = exit::explained(&[
