@@ -77,17 +77,6 @@ pub fn note_positions(node: &Node) -> anyhow::Result<()> {
 
 /// Makes the list anew: this node first, then the others by name. Blocks.
 pub fn publish(node: &Node) {
-    let own = message::Member {
-        name: node.config.name.clone(),
-        store_uuid: Some(node.store.identity().store_uuid.clone()),
-        certificate_serial: node.credentials().identity().serial,
-        advertise: Some(node.config.advertise.to_string()),
-        role: node.link_role(),
-        positions: node.positions(),
-        last_seen: Some(WallTime::now()),
-        alarms: status::alarms(node),
-        upstream: None,
-    };
     let downstreams = node.vitals.downstreams.get();
     let newer = node.superseded_by();
     let State { members: mut others, forgotten, .. } = node.store.state();
@@ -113,9 +102,24 @@ pub fn publish(node: &Node) {
             ..known
         }
     });
-    let members = std::iter::once(own).chain(others).collect();
+    let members = std::iter::once(own(node)).chain(others).collect();
     let forgotten = forgotten.iter().map(link_forgotten).collect();
     node.members.send_replace(MemberList { members, forgotten });
+}
+
+/// This node among the members.
+fn own(node: &Node) -> message::Member {
+    message::Member {
+        name: node.config.name.clone(),
+        store_uuid: Some(node.store.identity().store_uuid.clone()),
+        certificate_serial: node.credentials().identity().serial,
+        advertise: Some(node.config.advertise.to_string()),
+        role: node.link_role(),
+        positions: node.positions(),
+        last_seen: Some(WallTime::now()),
+        alarms: status::alarms(node),
+        upstream: None,
+    }
 }
 
 /// Whom a node follows, while it does.
@@ -229,10 +233,11 @@ fn state_member(member: &message::Member) -> Option<Member> {
     })
 }
 
-/// Puts the list in place as it was when the process ended.
+/// Puts the list in place as it was when the process ended. This node is in it: whoever follows it before anybody else
+/// tells of it is not to forget where it is.
 pub fn restore(node: &Node) {
     let state = node.store.state();
-    let members = state.members.iter().map(link_member).collect();
+    let members = std::iter::once(own(node)).chain(state.members.iter().map(link_member)).collect();
     let forgotten = state.forgotten.iter().map(link_forgotten).collect();
     node.members.send_replace(MemberList { members, forgotten });
 }

@@ -268,7 +268,7 @@ fn unheard(facts: &Facts, stake: &Stake) -> Option<Refusal> {
     let silent = silent.join(", ");
     Some(Refusal {
         reason: format!(
-            "commits waited for {}, and {silent} may alone have some that were acknowledged: {} of them must answer, and {} do",
+            "commits waited for {}, and {silent} may alone have some that were acknowledged: {} of them must answer, and {} did",
             waited.policy,
             enough,
             heard.len()
@@ -382,7 +382,7 @@ mod tests {
         let (both, one) = ([of("db3", true), of("db4", true)], [of("db3", true), of("db4", false)]);
         assert_eq!(refused(three("any 1 (*)", 1), Primary::Unreachable, &both), None);
         let refusal = refused(three("any 1 (*)", 1), Primary::Unreachable, &one).unwrap();
-        let reason = "commits waited for any 1 (*), and db4 may alone have some that were acknowledged: 3 of them must answer, and 2 do";
+        let reason = "commits waited for any 1 (*), and db4 may alone have some that were acknowledged: 3 of them must answer, and 2 did";
         assert_eq!(refusal.reason, reason);
         assert!(refusal.hint.starts_with("Start walship on db4 and run this again"), "{}", refusal.hint);
         assert_eq!(refused(three("any 2 (*)", 2), Primary::Unreachable, &one), None);

@@ -122,6 +122,35 @@ async fn the_one_that_is_behind_is_refused_and_can_be_forced() {
 }
 
 #[tokio::test]
+async fn nobody_is_promoted_while_a_silent_one_may_alone_have_acknowledged_commits() {
+    let test = Test::new();
+    let (mut db1, mut db2, mut db3) = three(&test).await;
+    db1.walship(&["sync", "any 1 (*)"]).await.succeeded();
+    eventually("db3 knows what commits wait for", async || {
+        let policy = db3.status().await?.commits.and_then(|commits| commits.policy);
+        ensure!(policy.as_ref().is_some_and(|policy| policy.text == "any 1 (*)"), "{policy:?}");
+        Ok(())
+    })
+    .await;
+    db3.sidecar.terminate().await;
+    write(&db1, "acknowledged").await;
+    db2.sidecar.terminate().await;
+    db1.dies().await;
+    db3.run().await;
+    let texts = [
+        "commits waited for any 1 (*), and db2 may alone have some that were acknowledged",
+        "2 of them must answer, and 1 did",
+        "hint: Start walship on db2 and run this again",
+    ];
+    db3.walship(&["promote"]).await.failed(3, &texts);
+    db3.walship(&["promote", "--dry-run"]).await.failed(3, &texts);
+    db2.run().await;
+    db2.walship(&["promote"]).await.succeeded();
+    assert_eq!(db2.cluster.value("SELECT count(*) FROM acknowledged").await.unwrap(), "1000");
+    db3.equals(&db2).await;
+}
+
+#[tokio::test]
 async fn one_that_is_behind_gets_what_another_has_and_can_be_promoted() {
     let test = Test::new();
     let (mut db1, mut db2, db3) = three(&test).await;
