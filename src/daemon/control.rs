@@ -16,12 +16,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::forget;
 use super::node::Node;
 use super::policy;
 use super::request;
 use super::reseed;
 use super::seed::Seed;
+use super::{door, forget};
 use super::{status, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
@@ -126,27 +126,16 @@ pub fn bind(store: &Path) -> anyhow::Result<UnixListener> {
 /// Answers until the node ends.
 pub async fn run(node: Arc<Node>, listener: UnixListener) {
     let places = Arc::new(Semaphore::new(CLIENTS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        // Both branches are cancellation-safe.
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = node.token.cancelled() => return,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let serving = Arc::clone(&node);
-                node.tasks.spawn(async move {
-                    if let Err(error) = serve(&serving, stream, place).await {
-                        tracing::info!("a command on the control socket went away: {error:#}");
-                    }
-                });
+    let complaint = "the control socket can't accept";
+    while let Some(((stream, _), place)) =
+        door::next(&places, &node.token, complaint, || listener.accept()).await
+    {
+        let serving = Arc::clone(&node);
+        node.tasks.spawn(async move {
+            if let Err(error) = serve(&serving, stream, place).await {
+                tracing::info!("a command on the control socket went away: {error:#}");
             }
-            Err(error) => {
-                tracing::warn!("the control socket can't accept: {error}");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        }
+        });
     }
 }
 

@@ -19,11 +19,11 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use super::node::Node;
 use super::wait::{self, WAITS};
-use super::{status, trouble};
+use super::{door, status, trouble};
 use crate::fault::WithFault;
 use crate::pg::postmaster;
 use crate::report::http::{self, Answer, Ask, Facts};
@@ -47,9 +47,6 @@ const ANSWER_TAKEN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a standby that looks too far behind is asked how far it is now.
 const LAG_ASKED_FOR: Timeout = Timeout(Duration::from_millis(100));
 
-/// Pause when the process is out of file descriptors or the like.
-const SHORTAGE_PAUSE: Duration = Duration::from_millis(200);
-
 /// Binds the socket, if there is to be one.
 pub async fn bind(node: &Node) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = &node.config.http_listen else { return Ok(None) };
@@ -65,33 +62,22 @@ pub async fn bind(node: &Node) -> anyhow::Result<Option<TcpListener>> {
 /// Serves every connection in a task of its own, until the node ends.
 pub async fn run(node: Arc<Node>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        // Both branches are cancellation-safe.
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = node.token.cancelled() => return,
-        };
-        match accepted {
-            Ok((tcp, peer)) => {
-                let serving = Arc::clone(&node);
-                node.tasks.spawn(async move {
-                    let token = serving.token.clone();
-                    // Dropped, a connection is closed, and whoever waited on it waits no more.
-                    tokio::select! {
-                        ended = serve(&serving, tcp) => if let Err(error) = ended {
-                            tracing::debug!(%peer, "an HTTP connection ended: {error:#}");
-                        },
-                        () = token.cancelled() => {}
-                    }
-                    drop(place);
-                });
+    let complaint = "cannot accept HTTP connections, trying again";
+    while let Some(((tcp, peer), place)) =
+        door::next(&places, &node.token, complaint, || listener.accept()).await
+    {
+        let serving = Arc::clone(&node);
+        node.tasks.spawn(async move {
+            let token = serving.token.clone();
+            // Dropped, a connection is closed, and whoever waited on it waits no more.
+            tokio::select! {
+                ended = serve(&serving, tcp) => if let Err(error) = ended {
+                    tracing::debug!(%peer, "an HTTP connection ended: {error:#}");
+                },
+                () = token.cancelled() => {}
             }
-            Err(error) => {
-                tracing::warn!("cannot accept HTTP connections, trying again: {error}");
-                sleep(SHORTAGE_PAUSE).await;
-            }
-        }
+            drop(place);
+        });
     }
 }
 

@@ -9,6 +9,7 @@ mod ask;
 mod attempts;
 mod commits;
 pub mod control;
+mod door;
 mod entrant;
 mod epochs;
 mod fitness;
