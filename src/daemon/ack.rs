@@ -3,7 +3,7 @@
 //! Follows the members' positions, the policy and the store, and publishes what is released at each level. The exposure
 //! log is written beside that, so that a disk that hangs keeps no commit waiting that others have.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -44,7 +44,7 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
         let (released, is_due) = {
             let policy = kept.borrow_and_update();
             let protected = {
-                let mut tracker = node.tracker.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut tracker = node.tracker();
                 tracker.hear(&downstreams.borrow_and_update(), at.timeline, at.durable);
                 policy.effective.as_ref().map(|policy| tracker.release(policy, at.durable))
             };
@@ -170,7 +170,7 @@ impl Guard {
 
     fn window(&self, opening: Opening, policy: &Resolved, now: WallTime) -> Exposure {
         let Opening { from, apply_is_used, stalled, wanted } = opening;
-        let tracker = self.node.tracker.lock().unwrap_or_else(PoisonError::into_inner);
+        let tracker = self.node.tracker();
         let seats = tracker.seats(policy).into_iter();
         let missing = seats.filter(|seat| *seat.standing.at.get(stalled) < wanted).map(|seat| match seat {
             Seat { name, standing, .. } if standing.is_connected => {
@@ -194,7 +194,7 @@ impl Guard {
     /// Looks who waits, while that matters. What PostgreSQL does not send here can't be let go either.
     fn look_if_due(&mut self) {
         let asks = self.stall.asks_from(&self.facts).is_some_and(|from| from <= self.facts.now);
-        if !self.is_captured() || !asks {
+        if !asks || !self.is_captured() {
             self.probe.clear();
             (self.waited, self.looked, self.idle_at) = (Waited::default(), None, Lsn::INVALID);
             return;

@@ -1,7 +1,5 @@
 //! What commits wait for, as a report.
 
-use std::sync::PoisonError;
-
 use super::node::Node;
 use super::policy;
 use crate::capture::APPLICATION_NAME;
@@ -62,7 +60,7 @@ pub fn of(node: &Node) -> Option<Commits> {
             names_us: setting.names().names(APPLICATION_NAME),
         });
         let heard = node.vitals.downstreams.get();
-        let tracker = node.tracker.lock().unwrap_or_else(PoisonError::into_inner);
+        let tracker = node.tracker();
         let known = |at: Levels<Lsn>| Levels::of(|level| Some(*at.get(level)).filter(|lsn| lsn.is_valid()));
         commits.released = Some(known(*node.released.borrow()));
         let seats = kept.effective.as_ref().map_or_else(Vec::new, |policy| tracker.seats(policy));

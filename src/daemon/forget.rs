@@ -4,7 +4,7 @@
 //! travels to every node, ends its streams wherever they are. Before that write nothing is let go by its having it, and
 //! those who stay have what was: so whoever is promoted later, and asks only them, misses no acknowledged byte.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use super::control::Forget;
 use super::node::Node;
 use super::{members, retention};
-use crate::ack::{Tracker, change};
+use crate::ack::change;
 use crate::clock::WallTime;
 use crate::fault::Fault;
 use crate::pg::Lsn;
@@ -150,12 +150,12 @@ async fn await_the_others(node: &Arc<Node>, name: &str) -> anyhow::Result<()> {
         let before = node.store.state().policy;
         let left = change::without(&before, name, &node.config.name).map_err(refused)?;
         let durable = node.store.positions().borrow().durable;
-        let is_met = shrunk(&before, &left, name).is_none_or(|policy| tracker(node).is_met(policy, durable));
+        let is_met = shrunk(&before, &left, name).is_none_or(|policy| node.tracker().is_met(policy, durable));
         if is_met {
             return Ok(());
         }
         if begun.elapsed() > CATCH_UP_WITHIN {
-            let released = tracker(node).released().flush;
+            let released = node.tracker().released().flush;
             return Err(Fault::refused(
                 format!("what was acknowledged up to {released} too few have without {name}"),
                 format!(
@@ -190,16 +190,12 @@ fn forget(node: &Node, member: &Member) -> anyhow::Result<()> {
     outcome
 }
 
-fn tracker(node: &Node) -> std::sync::MutexGuard<'_, Tracker> {
-    node.tracker.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// While this lasts a member releases nothing.
 struct Leaving(Arc<Node>);
 
 impl Leaving {
     fn begin(node: &Arc<Node>, name: &str) -> anyhow::Result<Leaving> {
-        if !tracker(node).let_leave(name) {
+        if !node.tracker().let_leave(name) {
             return Err(Fault::refused("another member is being forgotten", "Run this again after that."));
         }
         Ok(Leaving(Arc::clone(node)))
@@ -208,6 +204,6 @@ impl Leaving {
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        tracker(&self.0).nobody_leaves();
+        self.0.tracker().nobody_leaves();
     }
 }

@@ -1,6 +1,6 @@
 //! What every part of a running node shares: its configuration, its store, its numbers, and who it is.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -50,7 +50,7 @@ pub struct Node {
     /// Where the local PostgreSQL would begin to replay after a crash; invalid while unknown.
     pub restartpoint: watch::Sender<Lsn>,
     /// How far the members are, and what that releases while this node is the primary.
-    pub tracker: Mutex<Tracker>,
+    tracker: Mutex<Tracker>,
     /// How far commits are released at each level while this node is the primary.
     pub released: watch::Sender<Levels<Lsn>>,
     /// Whether PostgreSQL waits for standbys, and for whom; a primary's, `None` while it does not answer.
@@ -137,6 +137,11 @@ impl Node {
     pub fn may_reseed_now(&self) -> bool {
         let last = *self.reseeded.lock().unwrap_or_else(PoisonError::into_inner);
         self.config.auto_reseed && last.is_none_or(|last| last.elapsed() >= RESEED_PAUSE)
+    }
+
+    /// What the members' positions release.
+    pub fn tracker(&self) -> MutexGuard<'_, Tracker> {
+        self.tracker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its role now.

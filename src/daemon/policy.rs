@@ -3,7 +3,7 @@
 //! Each change is one durable write of the state, which the stream passes on and the evaluation follows.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -125,7 +125,7 @@ fn force_pending(node: &Node, serial: u64) -> anyhow::Result<String> {
     let (Some(before), Some(quorum)) = (kept.effective.clone(), quorum(node, &kept)) else {
         return Ok(String::new());
     };
-    let released = node.tracker.lock().unwrap_or_else(PoisonError::into_inner).released();
+    let released = node.tracker().released();
     let at = *node.store.positions().borrow();
     let now = WallTime::now();
     let window = Exposure {

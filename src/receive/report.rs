@@ -13,8 +13,7 @@ use crate::link::message::{Ack, Reject};
 use crate::link::{HEARTBEAT_EVERY, LinkError, Message, Writer};
 use crate::pg::Lsn;
 use crate::store::Store;
-use crate::vitals::Contact;
-use crate::vitals::StandbyFeedback;
+use crate::vitals::{Contact, StandbyFeedback};
 
 /// How long an upstream that is left may take to hang up. Until then it is read from, or the kernel would reset the
 /// connection and the reason would be lost with it.
