@@ -3,35 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use walship::demo::{ClusterOptions, Workload, WorkloadOptions, digest};
+use walship::demo::{ClusterOptions, digest};
 use walship::pg::Lsn;
 use walship::vitals::Contact;
 
+use crate::cascade::{all_are_equal, writers, written};
 use crate::harness::{Node, Test, eventually};
-
-async fn writers(primary: &Node) -> Workload {
-    let workload = Workload::start(&primary.cluster.conninfo(), &WorkloadOptions::default()).await.unwrap();
-    written(&workload, 200).await;
-    workload
-}
-
-async fn written(workload: &Workload, more: usize) {
-    let from = workload.acknowledged();
-    eventually("more is acknowledged", async || {
-        let now = workload.acknowledged();
-        ensure!(now >= from + more, "{} of {more}", now - from);
-        Ok(())
-    })
-    .await;
-}
-
-/// Checks rows and stores once the writers have ended.
-async fn all_is_equal(workload: Workload, primary: &Node, standby: &Node) {
-    let ledger = workload.stop().await;
-    assert!(standby.equals(primary).await >= ledger.notes().len() as u64);
-    ledger.verify(&standby.cluster.conninfo(), None).await.unwrap();
-    assert!(standby.same_content_as(primary) > 0);
-}
 
 #[tokio::test]
 async fn one_command_from_an_empty_directory_to_a_standby_that_follows() {
@@ -40,7 +17,7 @@ async fn one_command_from_an_empty_directory_to_a_standby_that_follows() {
     let workload = writers(&db1).await;
     let db2 = test.standby("db2", &db1).await;
     written(&workload, 500).await;
-    all_is_equal(workload, &db1, &db2).await;
+    all_are_equal(workload, &db1, &[&db2]).await;
     db2.walship(&["lag", "--warn", "64MiB,30s", "--crit", "1GiB,5m"]).await.succeeded();
     let table = db1.walship(&["status"]).await.succeeded();
     assert!(table.contains("db2") && table.contains("to db2"), "{table}");
@@ -84,7 +61,7 @@ async fn sidecars_and_postgresql_restart_apart() {
     db2.sidecar.terminate().await;
     db2.stops().await;
     db2.run().await;
-    all_is_equal(workload, &db1, &db2).await;
+    all_are_equal(workload, &db1, &[&db2]).await;
 }
 
 #[tokio::test]
@@ -118,7 +95,7 @@ async fn a_cut_link_is_said_and_heals() {
 
     link.heal();
     db2.follows(&db1).await;
-    all_is_equal(workload, &db1, &db2).await;
+    all_are_equal(workload, &db1, &[&db2]).await;
     db2.walship(&["lag", "--warn", "64MiB,30s"]).await.succeeded();
 }
 
@@ -138,7 +115,7 @@ async fn a_stalled_link_is_noticed_in_seconds() {
     .await;
     assert!(stalled.elapsed() < Duration::from_secs(15), "{:?}", stalled.elapsed());
     link.heal();
-    all_is_equal(workload, &db1, &db2).await;
+    all_are_equal(workload, &db1, &[&db2]).await;
 }
 
 #[tokio::test]
@@ -187,7 +164,7 @@ async fn killed_sidecars_lose_nothing() {
         db2.run().await;
         db2.follows(&db1).await;
     }
-    all_is_equal(workload, &db1, &db2).await;
+    all_are_equal(workload, &db1, &[&db2]).await;
 }
 
 #[tokio::test]
@@ -208,7 +185,7 @@ async fn segments_of_16_mib_and_a_tablespace_elsewhere() {
     db2.join(&db1.invite("db2").await, &["-T", &mapping]);
     db2.follows(&db1).await;
     db1.cluster.sql("INSERT INTO t SELECT generate_series(1, 500000)").await.unwrap();
-    all_is_equal(workload, &db1, &db2).await;
+    all_are_equal(workload, &db1, &[&db2]).await;
     let location =
         db2.cluster.value("SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 's'");
     assert_eq!(location.await.unwrap(), there.display().to_string());
