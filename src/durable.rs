@@ -8,7 +8,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a file has behind its name until it is complete; whoever finds one at start may delete it.
@@ -43,6 +43,9 @@ impl FileError {
         self.action.starts_with("fsync")
     }
 }
+
+/// A page of PostgreSQL's.
+const ZEROS: [u8; 8192] = [0; 8192];
 
 type Result<T> = std::result::Result<T, FileError>;
 
@@ -88,6 +91,29 @@ pub fn remove(path: &Path) -> Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(e) => Err(FileError::new("remove", path, e)),
     }
+}
+
+/// Zeros a file from `offset` to its end, durably: the first page of that before the rest, so that whoever reads on from
+/// there finds nothing or all. `false` when there is no such file.
+pub fn zero_from(path: &Path, offset: u64) -> Result<bool> {
+    let file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(FileError::new("open", path, e)),
+    };
+    let end = file.metadata().map_err(|e| FileError::new("look at", path, e))?.len();
+    let mut at = offset;
+    while at < end {
+        let page_end = (at + 1).next_multiple_of(ZEROS.len() as u64).min(end);
+        let zeros = &ZEROS[..(page_end - at) as usize];
+        file.write_all_at(zeros, at).map_err(|e| FileError::new("write", path, e))?;
+        if at == offset {
+            sync_data(&file, path)?;
+        }
+        at = page_end;
+    }
+    sync_data(&file, path)?;
+    Ok(true)
 }
 
 /// Makes a folder with all its parents, mode 0700, durably; one that exists is left as it is.
@@ -148,6 +174,25 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn zeros_reach_from_the_offset_to_the_end_and_no_further() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wal");
+        for (size, offset) in
+            [(40_000, 0), (40_000, 8191), (40_000, 8192), (40_000, 20_001), (40_000, 40_000)]
+        {
+            fs::write(&path, vec![7; size]).unwrap();
+            assert!(zero_from(&path, offset as u64).unwrap());
+            let content = fs::read(&path).unwrap();
+            assert_eq!(content.len(), size);
+            assert!(
+                content[..offset].iter().all(|byte| *byte == 7)
+                    && content[offset..].iter().all(|byte| *byte == 0)
+            );
+        }
+        assert!(!zero_from(&folder.path().join("gone"), 0).unwrap());
     }
 
     #[test]

@@ -130,7 +130,8 @@ pub const KEYS: &[Key] = &[
         "replication",
         "auto_reseed",
         "false",
-        "Whether a standby seeds itself anew when the log that it needs is gone: it stops PostgreSQL, compares its data \
+        "Whether a standby seeds itself anew when the log that it needs is gone, or its files hold what a new primary never \
+         had: it stops PostgreSQL, compares its data \
          directory with the primary's, takes what differs, starts PostgreSQL and follows. If not, it says so and waits for \
          `walship standby --reseed`.",
     ),

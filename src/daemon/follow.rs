@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::fitness::{Fitness, Supply};
+use super::fork;
 use super::node::Node;
 use super::trouble;
 use super::upstreams::{self, Gone, Search, Source};
@@ -36,7 +37,9 @@ const STREAM_HOLDS_AFTER: Duration = Duration::from_secs(2);
 pub enum End {
     /// It was told to.
     Stopped,
-    /// What follows is kept nowhere any more, and this node may be seeded anew by itself.
+    /// This node has to go back to where its timeline was left, as it has noted.
+    PastFork,
+    /// What follows is kept nowhere any more, or not for one that went past it, and this node may be seeded anew by itself.
     LogGone {
         /// What each node that was asked has.
         reason: String,
@@ -65,9 +68,17 @@ pub async fn run(node: Arc<Node>, start: Start, token: CancellationToken) -> End
         if was_up && begun.elapsed() >= STREAM_HOLDS_AFTER {
             (delay, reasons) = (RETRY_MIN, Reasons::default());
         }
-        let error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
+        let mut error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
         let lost = Lost::of(&error);
-        if start.is_none() && lost == Some(Lost::Gone) && node.may_reseed_now() {
+        let mut needs_seed = lost == Some(Lost::Gone);
+        if let Some(past) = fork::of(&error).filter(|_| start.is_none()) {
+            match fork::note(&node, past).await {
+                Ok(Ok(())) => return End::PastFork,
+                Ok(Err(mixed)) => (error, needs_seed) = (error.context(mixed), true),
+                Err(failed) => error = error.context(failed),
+            }
+        }
+        if start.is_none() && needs_seed && node.may_reseed_now() {
             return End::LogGone { reason: format!("{error:#}") };
         }
         if let Some(lost) = lost.filter(|_| start.is_some() && !was_emptied) {

@@ -15,6 +15,7 @@ mod epochs;
 mod fitness;
 mod follow;
 mod forget;
+mod fork;
 mod http;
 mod join;
 pub mod local_copy;
@@ -384,10 +385,15 @@ async fn live(node: &Arc<Node>, life: Life, requests: &mut Requests) -> anyhow::
             }
         }
         was_whole = true;
+        tokio::select! {
+            () = fork::go_back(node) => {}
+            never = refuse(node, requests) => match never {},
+        }
         match standby::run(Arc::clone(node), requests).await? {
             standby::End::Stopped => return Ok(()),
             standby::End::Promoted => standby = false,
             standby::End::Reseed(request) => (wanted, asker) = (Some(request.seed), Some(request.done)),
+            standby::End::PastFork => {}
             standby::End::LogGone { reason } => wanted = reseed::by_itself(node, &reason).await,
         }
     }

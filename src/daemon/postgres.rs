@@ -60,16 +60,34 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
         .hint(format!("Its own log says why: {}", log.display()))
 }
 
+/// How PostgreSQL is stopped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// In order.
+    Fast,
+    /// Without letting it write anything any more.
+    Immediate,
+}
+
 /// Stops PostgreSQL where it runs, by the configured command, else by pg_ctl.
 pub async fn stop(config: &Config) -> anyhow::Result<()> {
+    stop_by(config, Stop::Fast).await
+}
+
+/// Stops PostgreSQL where it runs at once, by pg_ctl: no configured command does that.
+pub async fn stop_at_once(config: &Config) -> anyhow::Result<()> {
+    stop_by(config, Stop::Immediate).await
+}
+
+async fn stop_by(config: &Config, stop: Stop) -> anyhow::Result<()> {
     let data_directory = &config.postgres.data_directory;
     if !is_running(data_directory).context("look for PostgreSQL")? {
         return Ok(());
     }
     tracing::info!("stopping PostgreSQL");
     let mut command = match &config.postgres.stop_command {
-        Some(text) => shell(config, text).await,
-        None => pg_ctl_stop(config).await?,
+        Some(text) if stop == Stop::Fast => shell(config, text).await,
+        _ => pg_ctl_stop(config, stop).await?,
     };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     let child = command.spawn().context("run the command that stops PostgreSQL")?;
@@ -133,7 +151,7 @@ async fn pg_ctl_start(config: &Config) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-async fn pg_ctl_stop(config: &Config) -> anyhow::Result<Command> {
+async fn pg_ctl_stop(config: &Config, stop: Stop) -> anyhow::Result<Command> {
     // Any version stops any other; where files are damaged, nobody knows which it is.
     let binaries = match (binaries(config).await, config.postgres.bin_directory.clone()) {
         (Ok(binaries), _) => binaries,
@@ -143,7 +161,10 @@ async fn pg_ctl_stop(config: &Config) -> anyhow::Result<Command> {
         }
     };
     let mut command = Command::new(binaries.program("pg_ctl"));
-    command.arg("stop").arg("--wait").arg("--silent").arg("--mode").arg("fast");
+    command.arg("stop").arg("--wait").arg("--silent").arg("--mode").arg(match stop {
+        Stop::Fast => "fast",
+        Stop::Immediate => "immediate",
+    });
     command.arg("--timeout").arg(STOP_WITHIN.as_secs().to_string());
     command.arg("--pgdata").arg(&config.postgres.data_directory);
     Ok(command)

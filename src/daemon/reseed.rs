@@ -143,10 +143,10 @@ fn lines(config: &Config, primary: &str, is_running: bool, outlook: &Outlook) ->
     lines
 }
 
-/// How this standby seeds itself anew, whose log is gone; `None` when that is refused, which is said.
+/// How this standby seeds itself anew, which can't follow any more; `None` when that is refused, which is said.
 pub async fn by_itself(node: &Arc<Node>, reason: &str) -> Option<Seed> {
     *node.reseeded.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-    tracing::warn!("the log that this standby needs is gone ({reason}): it seeds itself anew");
+    tracing::warn!("this standby can't follow any more ({reason}): it seeds itself anew");
     match look(&node.config, &node.store.state()).await {
         Ok(plan) => Some(Seed::automatic(&node.config, plan.kind)),
         Err(error) => {

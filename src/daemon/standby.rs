@@ -24,6 +24,8 @@ pub enum End {
     Promoted,
     /// Somebody asks for its data directory to be made anew of what is there.
     Reseed(reseed::Request),
+    /// It has to go back to where its timeline was left, as it has noted.
+    PastFork,
     /// It can't follow any more, and seeds itself anew.
     LogGone {
         /// In the primary's words.
@@ -131,6 +133,7 @@ async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow
             let request = tokio::select! {
                 ended = &mut follower => match ended.context("follow the primary")? {
                     follow::End::Stopped => return Ok(End::Stopped),
+                    follow::End::PastFork => return Ok(End::PastFork),
                     follow::End::LogGone { reason } => return Ok(End::LogGone { reason }),
                 },
                 request = requests.promotions.recv() => request,

@@ -35,6 +35,8 @@ pub struct ControlFile {
     pub timeline: TimelineId,
     /// A standby is consistent from here; zero when the cluster was not in recovery.
     pub minimum_recovery_lsn: Lsn,
+    /// Where the base backup began whose end has not been replayed yet; zero when there is none.
+    pub backup_start_lsn: Lsn,
     /// Size of its WAL segments.
     pub segment_size: SegmentSize,
     /// Version of the data page checksums; zero when there are none.
@@ -113,6 +115,7 @@ mod offset {
     pub const REDO: usize = 40;
     pub const TIMELINE: usize = 48;
     pub const MINIMUM_RECOVERY: usize = 136;
+    pub const BACKUP_START: usize = 152;
     pub const SEGMENT_SIZE: usize = 228;
     pub const DATA_CHECKSUM_VERSION: usize = 252;
 }
@@ -146,6 +149,7 @@ impl ControlFile {
             redo_lsn: Lsn(u64_at(offset::REDO)?),
             timeline: timeline_from(u32_at(offset::TIMELINE)?)?,
             minimum_recovery_lsn: Lsn(u64_at(offset::MINIMUM_RECOVERY)?),
+            backup_start_lsn: Lsn(u64_at(offset::BACKUP_START)?),
             segment_size: segment_size_from(u32_at(offset::SEGMENT_SIZE)?)?,
             data_checksum_version: u32_at(offset::DATA_CHECKSUM_VERSION)?,
         })
@@ -248,6 +252,7 @@ mod tests {
                 redo_lsn: Lsn(checkpoint),
                 timeline: TimelineId(1),
                 minimum_recovery_lsn: Lsn::INVALID,
+                backup_start_lsn: Lsn::INVALID,
                 segment_size: SegmentSize::new(mebibytes << 20).unwrap(),
                 data_checksum_version: 1,
             };

@@ -15,6 +15,8 @@ const CRC_OFFSET: usize = 20;
 const XLOG_MANAGER: u8 = 0;
 const CHECKPOINT_SHUTDOWN: u8 = 0;
 const INFO_MASK: u8 = 0xF0;
+/// `RM_DBASE_ID`, `RM_TBLSPC_ID`, `RM_RELMAP_ID`: databases, tablespaces, the map of relations.
+const FILE_MANAGERS: [u8; 3] = [4, 5, 7];
 /// Records begin at multiples of eight, `MAXALIGN`.
 const RECORD_ALIGNMENT: u64 = 8;
 
@@ -52,6 +54,8 @@ pub struct RecordScanner {
     last_record_end: Option<Lsn>,
     /// What that record was; `None` when its beginning was not seen.
     last_record_is_shutdown: Option<bool>,
+    /// The last record that changes whole files ended here.
+    last_file_change: Option<Lsn>,
     /// The header of the current page, while it is incomplete.
     page_header: Partial<LONG_HEADER_BYTES>,
     within: Within,
@@ -79,6 +83,7 @@ impl RecordScanner {
             position: segment_start,
             last_record_end: None,
             last_record_is_shutdown: None,
+            last_file_change: None,
             page_header: Partial::new(),
             within: Within::Gap,
         }
@@ -99,6 +104,12 @@ impl RecordScanner {
     pub fn ends_in_shutdown(&self) -> bool {
         let at_end = self.last_record_end.is_some_and(|end| self.position <= end);
         at_end && matches!(self.within, Within::Gap) && self.last_record_is_shutdown == Some(true)
+    }
+
+    /// Where the last record ended that changes whole files: replaying it, PostgreSQL does not wait until pg_control says
+    /// how far it is, as it does before a page goes to disk. A record whose beginning was not seen does not count.
+    pub fn last_file_change(&self) -> Option<Lsn> {
+        self.last_file_change
     }
 
     /// The furthest position where what was pushed may be cut: the end of the last whole record or the last page
@@ -255,6 +266,9 @@ impl RecordScanner {
         });
         let end = (self.position.0 + taken as u64).next_multiple_of(RECORD_ALIGNMENT);
         self.last_record_end = Some(Lsn(end));
+        if header.is_some_and(|header| FILE_MANAGERS.contains(&header[MANAGER_OFFSET])) {
+            self.last_file_change = self.last_record_end;
+        }
         self.within = Within::Gap;
     }
 }

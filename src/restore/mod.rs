@@ -22,6 +22,7 @@ mod site;
 mod source;
 pub mod standby;
 mod stream;
+pub mod surplus;
 pub mod tablespace;
 pub mod target;
 pub mod wal;

@@ -64,10 +64,14 @@ fn rewrite(folder: &Path, store: &Store, key: Key, kept: &[u8]) -> Result<OpenSe
 }
 
 fn write_capsule(store: &Store, timeline: TimelineId, from: Lsn) -> Result<(), StoreError> {
-    let raw = read_raw(store, timeline, from, None)?;
+    keep(store, timeline, from, &read_raw(store, timeline, from, None)?)
+}
+
+/// Keeps raw WAL as a capsule.
+pub(super) fn keep(store: &Store, timeline: TimelineId, from: Lsn, raw: &[u8]) -> Result<(), StoreError> {
     let mut bytes = Vec::new();
     let mut encoder = FrameEncoder::new()?;
-    encoder.write(&raw, &mut bytes)?;
+    encoder.write(raw, &mut bytes)?;
     encoder.finish(&mut bytes)?;
     let folder = store.folder().join(CAPSULES_FOLDER);
     durable::create_folder(&folder)?;

@@ -53,7 +53,7 @@ pub use index::Mark;
 pub use reset::Log;
 pub use retention::{Hold, Retention};
 pub use state::{Configured, Forgotten, Member, MemberRole, NodeRole, State};
-pub use timeline::{Branch, TimelineIdentity};
+pub use timeline::{Branch, Fork, TimelineIdentity};
 pub use trouble::{Part, Trouble, Troubles};
 pub use writer::Writer;
 
@@ -356,6 +356,11 @@ impl Store {
         }
         self.publish();
         Ok(())
+    }
+
+    /// Keeps WAL from `from` of a timeline, which no log of this cluster leads to, as a capsule for a person.
+    pub fn keep_aside(&self, timeline: TimelineId, from: Lsn, raw: &[u8]) -> Result<(), StoreError> {
+        cut::keep(self, timeline, from, raw)
     }
 
     /// Bytes that the segments take on disk.

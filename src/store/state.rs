@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::framed::Framed;
-use super::{Branch, NewStore, StoreError, TimelineIdentity};
+use super::{Branch, Fork, NewStore, StoreError, TimelineIdentity};
 use crate::clock::WallTime;
 use crate::durable::FileError;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
@@ -91,6 +91,8 @@ pub struct State {
     pub server_version: u32,
     /// A promotion of this node that was committed, until its timeline is in the store.
     pub promoting: Option<Branch>,
+    /// What this node and its PostgreSQL went past, until both are back at it: PostgreSQL is not started before.
+    pub past_fork: Option<Fork>,
     /// The timelines of the store, oldest first; the last is the newest.
     pub timelines: Vec<TimelineIdentity>,
     /// The other nodes.
@@ -129,6 +131,8 @@ struct StateFile {
     server_version: u32,
     #[serde(default)]
     promoting: Option<Branch>,
+    #[serde(default)]
+    past_fork: Option<Fork>,
     timelines: Vec<TimelineIdentity>,
     members: Vec<Member>,
     #[serde(default)]
@@ -153,6 +157,7 @@ impl State {
             committed_epoch: 0,
             server_version: 0,
             promoting: None,
+            past_fork: None,
             timelines: Vec::new(),
             members: Vec::new(),
             forgotten: Vec::new(),
@@ -214,6 +219,7 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         committed_epoch: state.committed_epoch,
         server_version: state.server_version,
         promoting: state.promoting.clone(),
+        past_fork: state.past_fork,
         timelines: state.timelines.clone(),
         members: state.members.clone(),
         forgotten: state.forgotten.clone(),
@@ -239,6 +245,7 @@ pub(super) fn read(path: &Path) -> Result<State, StoreError> {
         committed_epoch: file.committed_epoch,
         server_version: file.server_version,
         promoting: file.promoting,
+        past_fork: file.past_fork,
         timelines: file.timelines,
         members: file.members,
         forgotten: file.forgotten,
@@ -298,6 +305,7 @@ mod tests {
             |serial, ack: &str| Resolved::new(serial, ack.parse().unwrap(), StallLimit(None), &known);
         state.policy = Kept { effective: Some(policy(4, "all")), pending: Some(policy(5, "any 1 (*)")) };
         let stall_limit = "1500ms".parse().unwrap();
+        state.past_fork = Some(Fork { timeline: TimelineId(3), lsn: Lsn(80), end: Lsn(90) });
         state.configured = Some(Configured { ack: "first 1 (db3)".parse().unwrap(), stall_limit });
         state
     }
@@ -311,13 +319,19 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let mut body: serde_json::Value = serde_json::from_str(&text).unwrap();
         let body = body["state"].as_object_mut().unwrap();
-        for later in ["policy", "configured", "forgotten"] {
+        for later in ["policy", "configured", "forgotten", "past_fork"] {
             assert!(body.remove(later).is_some(), "{later}");
         }
         std::fs::write(&path, FORM.frame(&serde_json::to_string_pretty(body).unwrap())).unwrap();
         assert_eq!(
             read(&path).unwrap(),
-            State { policy: Kept::default(), configured: None, forgotten: Vec::new(), ..state }
+            State {
+                policy: Kept::default(),
+                configured: None,
+                forgotten: Vec::new(),
+                past_fork: None,
+                ..state
+            }
         );
     }
 

@@ -29,3 +29,14 @@ impl TimelineIdentity {
         self.parent.map_or(Lsn::INVALID, |(_, lsn)| lsn)
     }
 }
+
+/// The end of a timeline which this node went past: there another node was promoted that did not have what follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fork {
+    /// The timeline that was left.
+    pub timeline: TimelineId,
+    /// Where.
+    pub lsn: Lsn,
+    /// How far this node's log of it reached when that was found.
+    pub end: Lsn,
+}

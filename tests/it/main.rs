@@ -61,6 +61,8 @@ mod lost_wal;
 mod majors;
 /// Standbys that move on, back, and along with a promotion.
 mod moving;
+/// A standby that has what the new primary never had.
+mod past_fork;
 /// The primary is lost, and a standby takes its place.
 mod promotion;
 /// The bad network that other tests rely on.

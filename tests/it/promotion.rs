@@ -178,14 +178,16 @@ async fn forced_the_loss_is_named() {
     ships_at(&mut db3, "1KiB").await;
     db2.sidecar.terminate().await;
     write_much(&db1, "not_on_db2").await;
+    db1.cluster.sql("CHECKPOINT").await.unwrap();
     db3.follows(&db1).await;
+    db3.cluster.sql("CHECKPOINT").await.unwrap();
     db1.dies().await;
     db2.run().await;
     let forced = db2.walship(&["promote", "--force"]).await.exited_with(0);
     for text in ["warning: db3 is further along", "at stake: WAL from", "and will be lost"] {
         assert!(forced.stderr.contains(text), "{forced:?}");
     }
-    // The other one has replayed what the new primary never had: it must not follow, and says why.
+    // The other one has what the new primary never had in its files: it must not follow, and says why.
     db3.sidecar.expect_log("can't follow");
     db3.sidecar.wait_log("can't follow").await;
     let table = db3.walship(&["status"]).await.succeeded();
