@@ -10,7 +10,7 @@ use crate::daemon::control::Client;
 /// Asks every known node first. Refuses while the primary's PostgreSQL still answers, when another standby is further
 /// along, when so many are silent that one of them may alone have commits that a policy acknowledged, and while the
 /// replay here is paused or delayed; says which WAL may be lost. Then it stops receiving, has PostgreSQL replay all that
-/// is here, commits a new epoch and promotes. The other standbys follow by themselves.
+/// is here, commits a new epoch and promotes. The other standbys follow by themselves. A PostgreSQL that was promoted by hand is adopted.
 #[derive(clap::Args, Debug)]
 #[command(mut_args(only_with_long_help))]
 #[command(after_long_help = exit::explained(&[

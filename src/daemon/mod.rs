@@ -7,6 +7,7 @@ mod accept;
 mod ack;
 mod ask;
 mod attempts;
+mod by_hand;
 mod commits;
 pub mod control;
 mod door;
@@ -34,6 +35,7 @@ mod samples;
 mod seed;
 mod setting;
 mod signals;
+mod slot;
 mod standby;
 mod status;
 mod trails;
@@ -87,6 +89,7 @@ pub async fn run(
     let checked = tokio::task::spawn_blocking(move || check_role(&data_directory, role));
     checked.await.context("look at the data directory")??;
     let store = open_store(&config).await?;
+    refuse_promoted_by_hand(&config, &store, role)?;
     if new_log {
         tracing::info!(
             "all WAL in the store goes, and the log begins anew: every standby must be seeded anew"
@@ -145,6 +148,18 @@ fn check_role(data_directory: &Path, role: NodeRole) -> anyhow::Result<()> {
         }
         NodeRole::Primary | NodeRole::Standby => Ok(()),
     }
+}
+
+/// Refuses to take a standby whose PostgreSQL was promoted by hand for the primary: nobody has agreed to that.
+fn refuse_promoted_by_hand(config: &Config, store: &Store, role: NodeRole) -> anyhow::Result<()> {
+    let state = store.state();
+    if role == NodeRole::Primary && state.role == Some(NodeRole::Standby) && state.promoting.is_none() {
+        return Err(Fault::refused(
+            format!("{} was a standby, and its PostgreSQL was promoted by hand", config.name),
+            "Start `walship run`; then `walship promote` adopts that promotion where no other stands against it.",
+        ));
+    }
+    Ok(())
 }
 
 fn is_standby(data_directory: &Path) -> bool {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::ask::{ANSWER_WITHIN, ask};
 use super::node::Node;
 use super::request::Request;
-use super::{members, setting, upstreams};
+use super::{by_hand, members, setting, upstreams};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
@@ -48,6 +48,8 @@ pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {
 
 async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
     let replay = look_at_replay(node).await?;
+    let left_at = node.blocking("look at a promotion by hand", by_hand::left_at).await??;
+    let durable_lsn = node.store.positions().borrow().durable;
     let state = node.store.state();
     let answers = ask_everyone(node).await;
     let receive = node.vitals.receive.get();
@@ -58,7 +60,7 @@ async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
         epoch: state.epoch_of_wal(),
         committed_epoch: state.committed_epoch,
         highest_epoch: state.promised_epoch.max(state.committed_epoch),
-        durable_lsn: node.store.positions().borrow().durable,
+        durable_lsn: left_at.map_or(durable_lsn, |left_at| left_at.min(durable_lsn)),
         replay,
         last_heard: heard,
         primary: Primary::Unreachable,

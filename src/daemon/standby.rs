@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::promotion;
 use super::request::Request;
-use super::{follow, members, postgres, reseed, retention, samples, trouble};
+use super::{by_hand, follow, members, postgres, reseed, retention, samples, trouble};
 use crate::clock::WallTime;
 use crate::feed::{self, ServerVersion};
 use crate::link::message::Route;
@@ -77,11 +77,14 @@ pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End
     ended
 }
 
-/// Starts PostgreSQL when it is down. It may replay for long, and it is fed and can be asked about meanwhile.
+/// Starts PostgreSQL when it is down, and would start as a standby. It may replay for long, and it is fed and can be asked
+/// about meanwhile.
 async fn start_postgres(node: &Arc<Node>) -> anyhow::Result<End> {
-    let looked = node
-        .blocking("look for PostgreSQL", |node| postmaster::is_running(&node.config.postgres.data_directory));
-    if !looked.await?.context("look for PostgreSQL")? {
+    let looked = node.blocking("look for PostgreSQL", |node| {
+        Ok(postmaster::is_running(&node.config.postgres.data_directory)? || by_hand::is_promoted(node))
+    });
+    let leave: std::io::Result<bool> = looked.await?;
+    if !leave.context("look for PostgreSQL")? {
         tracing::info!("starting PostgreSQL");
         postgres::start(&node.config).await?;
     }
@@ -127,11 +130,11 @@ async fn feed_failed(feeding: &mut tokio::task::JoinHandle<anyhow::Result<()>>) 
 async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     loop {
         let following = node.token.child_token();
-        let mut follower = node.tasks.spawn(follow::run(Arc::clone(node), None, following.clone()));
+        let mut follower = node.tasks.spawn(by_hand::follow_unless(Arc::clone(node), following.clone()));
         let (plan, request) = loop {
             // Cancellation-safe: a request is taken whole or stays in its channel.
             let request = tokio::select! {
-                ended = &mut follower => match ended.context("follow the primary")? {
+                ended = &mut follower => match ended.context("follow the primary")?? {
                     follow::End::Stopped => return Ok(End::Stopped),
                     follow::End::PastFork => return Ok(End::PastFork),
                     follow::End::LogGone { reason } => return Ok(End::LogGone { reason }),
@@ -139,7 +142,7 @@ async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                 request = requests.promotions.recv() => request,
                 Some(request) = requests.reseeds.recv() => {
                     following.cancel();
-                    follower.await.context("stop receiving")?;
+                    follower.await.context("stop receiving")??;
                     return Ok(End::Reseed(request));
                 }
             };
@@ -154,7 +157,7 @@ async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow
             }
         };
         following.cancel();
-        follower.await.context("stop receiving")?;
+        follower.await.context("stop receiving")??;
         match promotion::carry_out(node, &plan, &request).await {
             Ok(done) => {
                 request.answer(Ok(done));

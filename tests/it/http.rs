@@ -14,7 +14,7 @@ use walship::report::{Role, json};
 use crate::harness::{Node, PATIENCE, Test, eventually};
 
 /// Has a node serve HTTP when it is started.
-fn serves_http(test: &Test, node: &mut Node) -> SocketAddr {
+pub fn serves_http(test: &Test, node: &mut Node) -> SocketAddr {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, test.port()));
     node.sidecar.set("WALSHIP_HTTP_LISTEN", &address.to_string());
     address
@@ -64,7 +64,7 @@ async fn ask(address: SocketAddr, target: &str) -> anyhow::Result<(u16, String)>
     Ok((code, body.trim_end().to_owned()))
 }
 
-async fn get(address: SocketAddr, target: &str) -> (u16, String) {
+pub async fn get(address: SocketAddr, target: &str) -> (u16, String) {
     ask(address, target).await.unwrap()
 }
 

@@ -9,6 +9,8 @@ mod harness;
 mod ack;
 /// `walship basebackup`: what it makes, what it says, and how it ends.
 mod basebackup;
+/// A standby that was promoted by hand; and the slot of a former primary.
+mod by_hand;
 /// The primary's WAL into the store.
 mod capture;
 /// Standbys that follow standbys.

@@ -402,6 +402,7 @@ async fn a_role_that_may_not_promote_is_refused_before_there_is_no_way_back() {
     let texts = ["the role walship may not promote", "hint: A superuser grants it", "run `pg_ctl promote`"];
     db2.walship(&["promote"]).await.failed(3, &texts);
     assert_eq!(db2.status().await.unwrap().node.committed_epoch, 0);
+    db2.sidecar.expect_log("promoted by hand");
     db2.cluster.promote().await.unwrap();
     db2.walship(&["promote"]).await.succeeded();
     write(&db2, "after").await;

@@ -273,7 +273,10 @@ async fn a_standby_that_diverged_is_made_whole_and_its_log_is_set_aside() {
     ships_at(&mut db3, "1KiB").await;
     db2.sidecar.terminate().await;
     write_much(&db1, "not_on_db2").await;
+    // Its files have what db2 never will.
+    db1.cluster.sql("CHECKPOINT").await.unwrap();
     db3.follows(&db1).await;
+    db3.cluster.sql("CHECKPOINT").await.unwrap();
     let mut db1 = db1;
     db1.dies().await;
     db2.run().await;
