@@ -69,19 +69,20 @@ pub async fn run(node: Arc<Node>, start: Start, token: CancellationToken) -> End
             (delay, reasons) = (RETRY_MIN, Reasons::default());
         }
         let mut error = ended.err().unwrap_or_else(|| anyhow::anyhow!("the upstream ended the stream"));
-        let lost = Lost::of(&error);
-        let mut needs_seed = lost == Some(Lost::Gone);
+        let mut needs_seed = Lost::of(&error) == Some(Lost::Gone);
         if let Some(past) = fork::of(&error).filter(|_| start.is_none()) {
             match fork::note(&node, past).await {
                 Ok(Ok(())) => return End::PastFork,
                 Ok(Err(mixed)) => (error, needs_seed) = (error.context(mixed), true),
-                Err(failed) => error = error.context(failed),
+                Err(failed) => {
+                    error = failed.context("see whether this node can go back to where its timeline was left")
+                }
             }
         }
         if start.is_none() && needs_seed && node.may_reseed_now() {
             return End::LogGone { reason: format!("{error:#}") };
         }
-        if let Some(lost) = lost.filter(|_| start.is_some() && !was_emptied) {
+        if let Some(lost) = Lost::of(&error).filter(|_| start.is_some() && !was_emptied) {
             match empty(&node, lost, &error).await {
                 Ok(()) => was_emptied = true,
                 Err(error) => tracing::warn!("the store can't be emptied: {error:#}"),

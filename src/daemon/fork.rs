@@ -15,6 +15,7 @@ use super::postgres;
 use crate::failpoint;
 use crate::fault::Fault;
 use crate::pg::postmaster;
+use crate::pg::sql::{Sql, SqlError};
 use crate::receive::Diverged;
 use crate::restore::surplus::{self, Mixed};
 use crate::store::Fork;
@@ -31,6 +32,9 @@ pub fn of(error: &anyhow::Error) -> Option<Fork> {
 
 /// Notes durably that this node has to go back to a fork, unless it can be seen by now that it can't. PostgreSQL goes on.
 pub async fn note(node: &Arc<Node>, fork: Fork) -> anyhow::Result<Result<(), Mixed>> {
+    if let Some(command) = restore_command(node).await.context("ask PostgreSQL for its restore_command")? {
+        return Ok(Err(Mixed::Archive(command)));
+    }
     let noted = node.blocking("note a fork", move |node| {
         if let Err(mixed) = surplus::judge(&node.config.postgres.data_directory, fork.lsn) {
             return Ok(Err(mixed));
@@ -41,6 +45,22 @@ pub async fn note(node: &Arc<Node>, fork: Fork) -> anyhow::Result<Result<(), Mix
     let noted = noted.await??;
     failpoint::hit("fork-noted");
     Ok(noted)
+}
+
+/// Where PostgreSQL would have WAL from before it asks here for it; `None` where only from here.
+async fn restore_command(node: &Node) -> Result<Option<String>, SqlError> {
+    let settings = Sql::connect(&node.conninfo).await?.settings(&["restore_command"]).await?;
+    let command = settings.into_iter().next().map_or("not known".to_owned(), |setting| setting.value);
+    Ok(Some(command).filter(|command| !command.is_empty()))
+}
+
+/// Why nothing else is done with this node meanwhile.
+pub fn refusal(node: &Node, fork: Fork) -> anyhow::Error {
+    let (name, Fork { timeline, lsn, .. }) = (&node.config.name, fork);
+    Fault::refused(
+        format!("{name} goes back to {lsn}, where timeline {timeline} was left"),
+        "That takes moments: run this again. If it does not end, its log says what is in the way.",
+    )
 }
 
 /// Goes back to the fork that was noted, if one was. Ends when that is done, or found to be impossible, or when the node

@@ -435,9 +435,13 @@ async fn seed_anew(node: &Arc<Node>, seed: &Seed, requests: &mut Requests) -> an
     Ok(())
 }
 
-/// A data directory that is not complete cannot become a primary's, and is being made complete already.
+/// A data directory that is not complete, or that is being brought back to a fork, cannot become a primary's, and is seen
+/// to already.
 async fn refuse(node: &Node, requests: &mut Requests) -> Infallible {
     let refusal = || {
+        if let Some(fork) = node.store.state().past_fork {
+            return fork::refusal(node, fork);
+        }
         Fault::refused(
             format!("{} is being seeded: its data directory is not complete", node.config.name),
             "Promote another standby, or wait until `walship status` shows no seeding here any more.",

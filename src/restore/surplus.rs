@@ -41,6 +41,9 @@ pub enum Mixed {
     /// The control file can't be read.
     #[error("how far its files go is not known: {0}")]
     Control(ControlError),
+    /// PostgreSQL would have it back from elsewhere.
+    #[error("PostgreSQL has a restore_command ({0}), which may have the same WAL from an archive again")]
+    Archive(String),
     /// Whole files were changed past it.
     #[error("databases, tablespaces or relations' files may have been changed up to {reached}, past {fork}")]
     Files {

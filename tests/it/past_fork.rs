@@ -3,6 +3,7 @@
 
 use anyhow::ensure;
 use walship::demo::ClusterOptions;
+use walship::pg::Lsn;
 
 use crate::harness::{Node, Test, eventually};
 use crate::promotion::{ships_at, write_much};
@@ -201,4 +202,37 @@ async fn whole_files_that_were_changed_past_the_fork_are_not_taken_for_unchanged
     received(&db1, &db3).await;
     lost(db1, &mut db2).await;
     db3.sidecar.wait_log("it must be seeded anew").await;
+}
+
+#[tokio::test]
+async fn what_an_archive_may_have_again_is_not_taken_away() {
+    let test = Test::new();
+    let (db1, mut db2, db3) = three(&test).await;
+    db3.sidecar.expect_log("can't follow: PostgreSQL has a restore_command (false)");
+    db3.cluster.sql("ALTER SYSTEM SET restore_command = 'false'").await.unwrap();
+    db3.cluster.sql("SELECT pg_reload_conf()").await.unwrap();
+    only_db3_gets(&db1, &mut db2, &db3).await;
+    lost(db1, &mut db2).await;
+    db3.sidecar.wait_log("it must be seeded anew: `walship standby --reseed`").await;
+}
+
+#[tokio::test]
+async fn from_the_end_of_a_segment_it_goes_back_also_with_a_sidecar_that_was_away() {
+    let test = Test::new();
+    let (mut db1, mut db2, mut db3) = three(&test).await;
+    db1.cluster.sql("SELECT pg_switch_wal()").await.unwrap();
+    db2.follows(&db1).await;
+    only_db3_gets(&db1, &mut db2, &db3).await;
+    db3.sidecar.terminate().await;
+    db1.dies().await;
+    db2.run().await;
+    db2.walship(&["promote", "--force"]).await.exited_with(0);
+    db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
+    db3.sidecar.expect_log(GOES_BACK);
+    db3.run().await;
+    came_back(&db3, &db2).await;
+    let history = std::fs::read_to_string(db3.store().join("00000002.history")).unwrap();
+    let fork: Lsn = history.split_whitespace().nth(1).unwrap().parse().unwrap();
+    println!("the fork is at {fork}");
+    assert!(fork.0 % (1 << 20) <= 40, "{fork}");
 }
