@@ -7,6 +7,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::{Lsn, SegmentSize, TimelineId};
 
@@ -15,6 +16,10 @@ pub const CONTROL_FILE: &str = "global/pg_control";
 
 /// Its size on disk, whatever the version: the rest is zeros.
 pub const CONTROL_FILE_BYTES: usize = 8192;
+
+/// How often one is read whose checksum is wrong, and the pause in between.
+const READS: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What a control file says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,8 +126,19 @@ mod offset {
 }
 
 impl ControlFile {
-    /// Reads and checks the control file of a data directory. Blocks.
+    /// Reads and checks the control file of a data directory. Blocks, a moment longer where the checksum is wrong: a read
+    /// that meets a write of PostgreSQL's is torn, and the next one is not.
     pub fn read(data_directory: &Path) -> Result<ControlFile, ControlError> {
+        for _ in 1..READS {
+            match ControlFile::read_once(data_directory) {
+                Err(ControlError::Checksum { .. }) => std::thread::sleep(PAUSE),
+                read => return read,
+            }
+        }
+        ControlFile::read_once(data_directory)
+    }
+
+    fn read_once(data_directory: &Path) -> Result<ControlFile, ControlError> {
         let path = data_directory.join(CONTROL_FILE);
         let bytes = fs::read(&path).map_err(|source| ControlError::Read { path, source })?;
         ControlFile::parse(&bytes)

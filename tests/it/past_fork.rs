@@ -5,6 +5,7 @@ use anyhow::ensure;
 use walship::demo::ClusterOptions;
 use walship::pg::Lsn;
 
+use crate::cascade::{prefers, takes};
 use crate::harness::{Node, Test, eventually};
 use crate::promotion::{ships_at, write_much};
 
@@ -235,4 +236,28 @@ async fn from_the_end_of_a_segment_it_goes_back_also_with_a_sidecar_that_was_awa
     let fork: Lsn = history.split_whitespace().nth(1).unwrap().parse().unwrap();
     println!("the fork is at {fork}");
     assert!(fork.0 % (1 << 20) <= 40, "{fork}");
+}
+
+#[tokio::test]
+async fn a_relay_and_the_one_behind_it_both_go_back() {
+    let test = Test::new();
+    let (mut db1, mut db2, mut db3) = three(&test).await;
+    let mut db4 = test.standby("db4", &db1).await;
+    only_db3_gets(&db1, &mut db2, &db3).await;
+    received(&db1, &db4).await;
+    for node in [&mut db3, &mut db4] {
+        node.sidecar.terminate().await;
+        node.sidecar.set("WALSHIP_MAX_RATE", "");
+        node.sidecar.expect_log(GOES_BACK);
+    }
+    prefers(&mut db4, &[&db3]);
+    db1.dies().await;
+    db2.run().await;
+    db2.walship(&["promote", "--force"]).await.exited_with(0);
+    db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
+    db4.run().await;
+    db3.run().await;
+    came_back(&db3, &db2).await;
+    came_back(&db4, &db2).await;
+    takes(&db4, &["db4", "db3", "db2"]).await;
 }
