@@ -20,6 +20,28 @@ pub enum Outcome {
     Unknown,
 }
 
+impl Outcome {
+    /// As another process is told it; `None` for failed.
+    pub fn told(self) -> Option<&'static str> {
+        match self {
+            Outcome::Refused => Some("refused"),
+            Outcome::Usage => Some("usage"),
+            Outcome::Unknown => Some("unknown"),
+            Outcome::Failed => None,
+        }
+    }
+
+    /// The same read back.
+    fn heard(told: Option<&str>) -> Outcome {
+        match told {
+            Some("refused") => Outcome::Refused,
+            Some("usage") => Outcome::Usage,
+            Some("unknown") => Outcome::Unknown,
+            _ => Outcome::Failed,
+        }
+    }
+}
+
 /// An error with a hint or an outcome attached. Displays as the error itself, so it never shows twice in a chain.
 #[derive(Debug)]
 pub struct Fault {
@@ -44,6 +66,11 @@ impl Fault {
     /// A new error with this outcome.
     pub fn ended(what: impl fmt::Display, outcome: Outcome) -> anyhow::Error {
         Fault { error: anyhow::anyhow!("{what}"), hint: None, outcome: Some(outcome) }.into()
+    }
+
+    /// An error as another process told it.
+    pub fn told(message: String, hint: Option<String>, outcome: Option<&str>) -> anyhow::Error {
+        Fault { error: anyhow::anyhow!("{message}"), hint, outcome: Some(Outcome::heard(outcome)) }.into()
     }
 
     /// An error with a hint, for where there is no `Result` at hand.

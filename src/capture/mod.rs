@@ -11,6 +11,7 @@
 mod error;
 mod overlap;
 mod pipeline;
+pub mod salvage;
 pub mod slot;
 mod status;
 mod stream;

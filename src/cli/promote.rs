@@ -2,8 +2,8 @@
 
 use super::exit::{self, Exit};
 use super::{only_with_long_help, output, runtime, store_of};
-use crate::config::Overrides;
-use crate::daemon::control::Client;
+use crate::config::{Overrides, Size};
+use crate::daemon::control::{Client, Promotion};
 
 /// Make this standby the primary
 ///
@@ -30,6 +30,21 @@ pub struct Args {
     /// Only say what would be done and what it would cost
     #[arg(long)]
     dry_run: bool,
+    /// Promote whichever standby is the right one: the furthest, then the highest priority
+    #[arg(long)]
+    elect: bool,
+    /// Refuse when more may be lost than this, 0 or a size like 16MiB
+    ///
+    /// 0: unless it is proven that nothing is lost that was acknowledged. A size: when more than that is known to be lost;
+    /// what a primary wrote after it was last heard is known to nobody.
+    #[arg(long, value_name = "BYTES", value_parser = loss)]
+    max_loss: Option<u64>,
+    /// Make sure with this command that the old primary is down, else what fence_command in walship.toml says
+    ///
+    /// Run by a shell, with WALSHIP_FENCE_NODE and WALSHIP_FENCE_ADDRESS, when the old primary's sidecar does not answer.
+    /// It exits with 0 only when PostgreSQL there is down and stays down.
+    #[arg(long, value_name = "COMMAND")]
+    fence_command: Option<String>,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -37,10 +52,26 @@ pub struct Args {
 /// Asks the sidecar of this node.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let store = store_of(&args.overrides)?;
+    let promotion = Promotion {
+        force: args.force,
+        dry_run: args.dry_run,
+        elect: args.elect,
+        switchover: false,
+        max_loss_bytes: args.max_loss,
+        fence_command: args.fence_command.clone(),
+    };
     let done = runtime()?.block_on(async {
         let client = Client::connect(&store).await?;
-        client.promote(args.force, args.dry_run, |line| eprintln!("{line}")).await
+        client.promote(promotion, |line| eprintln!("{line}")).await
     })?;
     output::print(&format!("{done}\n"))?;
     Ok(Exit::Done)
+}
+
+/// Zero, or a size.
+fn loss(text: &str) -> Result<u64, String> {
+    match text {
+        "0" => Ok(0),
+        _ => text.parse::<Size>().map(|size| size.0).map_err(|error| error.to_string()),
+    }
 }

@@ -36,7 +36,7 @@ pub(super) struct File {
     pub postgres: Postgres,
     pub replication: Replication,
     pub retention: Retention,
-    promotion: Promotion,
+    pub promotion: Promotion,
 }
 
 #[derive(Deserialize, Default)]
@@ -77,9 +77,10 @@ pub(super) struct Retention {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
-struct Promotion {
-    priority: Later,
-    fence_command: Later,
+pub(super) struct Promotion {
+    pub priority: Option<u32>,
+    #[serde(deserialize_with = "text")]
+    pub fence_command: Option<String>,
     auto_rejoin: Later,
     start_alone: Later,
 }
@@ -107,13 +108,8 @@ impl File {
     }
 
     fn refuse_later_keys(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
-        let Promotion { priority, fence_command, auto_rejoin, start_alone } = &self.promotion;
-        let later = [
-            ("promotion", "priority", priority),
-            ("promotion", "fence_command", fence_command),
-            ("promotion", "auto_rejoin", auto_rejoin),
-            ("promotion", "start_alone", start_alone),
-        ];
+        let Promotion { auto_rejoin, start_alone, .. } = &self.promotion;
+        let later = [("promotion", "auto_rejoin", auto_rejoin), ("promotion", "start_alone", start_alone)];
         for (section, name, set) in later {
             let key = KEYS.iter().find(|key| (key.section, key.name) == (section, name));
             let (Some(set), Some(key)) = (set, key) else { continue };

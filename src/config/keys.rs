@@ -20,6 +20,8 @@ pub struct Key {
 pub const LISTEN: &str = "0.0.0.0:7432";
 /// The default of `postgres.conninfo`: libpq's own.
 pub const CONNINFO: &str = "dbname=postgres";
+/// The default of `promotion.priority`.
+pub const PRIORITY: u32 = 100;
 /// The default of `replication.slot`.
 pub const SLOT: &str = "walship";
 
@@ -142,8 +144,21 @@ pub const KEYS: &[Key] = &[
         "The most bytes of WAL in the store, like 50GiB; beyond, the slowest standby is let go and must be seeded anew. \
          Empty: a quarter of the file system.",
     ),
-    later("promotion", "priority", "100", "Who is promoted of several that are equally far."),
-    later("promotion", "fence_command", "\"\"", "How to make sure that a lost primary is down."),
+    key(
+        "promotion",
+        "priority",
+        "100",
+        "Of several standbys that are equally far `walship promote --elect` takes the one with the highest. 0: never this one, \
+         unless `walship promote` is run here.",
+    ),
+    key(
+        "promotion",
+        "fence_command",
+        "\"\"",
+        "Run by a shell on the node that is being promoted when the sidecar of the old primary does not answer: it must make \
+         sure that PostgreSQL there is down and stays down, and exit with 0 only then. It is told WALSHIP_FENCE_NODE and \
+         WALSHIP_FENCE_ADDRESS, and has 60 s. Empty: none.",
+    ),
     later("promotion", "auto_rejoin", "false", "Whether a lost primary comes back as a standby by itself."),
     later(
         "promotion",

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 pub use bundle::Bundle;
 pub use error::ConfigError;
 use file::File;
-pub use keys::{KEYS, Key};
+pub use keys::{KEYS, Key, PRIORITY};
 pub use overrides::Overrides;
 pub use template::Template;
 pub use value::{Absolute, Address, ConninfoText, Name, Size, SlotName, ValueError};
@@ -56,6 +56,10 @@ pub struct Config {
     pub max_rate_bytes_per_second: Option<u64>,
     /// Whether a standby whose log is gone seeds itself anew.
     pub auto_reseed: bool,
+    /// Of several that are equally far the highest is promoted; zero for never.
+    pub priority: u32,
+    /// Makes sure that a lost primary is down.
+    pub fence_command: Option<String>,
     /// The most bytes of WAL in the store; `None` for a share of the file system.
     pub store_max_bytes: Option<u64>,
 }
@@ -139,6 +143,8 @@ impl Config {
             slot,
             ack: file.replication.ack.unwrap_or(Policy::Async),
             stall_limit: file.replication.stall_limit.unwrap_or_default(),
+            priority: file.promotion.priority.unwrap_or(keys::PRIORITY),
+            fence_command: file.promotion.fence_command,
             auto_reseed: file.replication.auto_reseed,
             max_rate_bytes_per_second: over.max_rate.or(file.replication.max_rate).map(|size| size.0),
             store_max_bytes: over.store_max_bytes.or(file.retention.store_max_bytes).map(|size| size.0),

@@ -11,16 +11,17 @@ use tokio_util::sync::CancellationToken;
 use super::entrant::{self, Entrant};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{epochs, relay, trouble};
+use super::{epochs, order, relay, trouble, votes};
 use crate::backup;
 use crate::fault::Advised;
 use crate::link::handshake;
 use crate::link::listen::Arrival;
-use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Purpose, Reject};
+use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Promise, Purpose, Reject};
 use crate::link::{Conn, Link, LinkError, Listener, Message, PEER_DEAD_AFTER, Socket};
 use crate::pg::sql::Sql;
 use crate::ship::{self, Counted, Downstream, Shipping, wire_identity};
 use crate::store::NodeRole;
+use crate::tls::Kind;
 
 /// Streams by node: a node that comes again has lost its first connection, whether that was noticed here or not.
 type Streams = Arc<Mutex<HashMap<String, CancellationToken>>>;
@@ -75,6 +76,7 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     .await?;
     let purpose = hello.purpose;
     epochs::hear(node, &hello, identity.as_ref()).await?;
+    let is_node = identity.as_ref().is_some_and(|identity| identity.kind == Kind::Node);
     let serial = identity.as_ref().map_or(0, |identity| identity.serial);
     // A standby's list is the primary's, which hears of this one from there.
     let enters = begun_as == NodeRole::Primary && matches!(purpose, Purpose::Stream | Purpose::Backup);
@@ -105,13 +107,13 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
                 () = no_longer_ships(node, begun_as) => Ok(()),
             }
         }
-        Purpose::Wal => ship::run(conn, shipping(node), None, node.token.clone()).await,
+        Purpose::Wal | Purpose::Salvage => ship::run(conn, shipping(node), None, node.token.clone()).await,
         Purpose::Backup => back_up(node, conn, client).await,
         Purpose::Files { backup } => match node.backups.find(backup) {
             Some(session) => backup::serve_files(conn, session).await,
             None => refuse(conn, Code::Failed, "that backup has ended", "Run the command again.").await,
         },
-        Purpose::Ask => answer(node, conn).await,
+        Purpose::Ask => answer(node, conn, is_node).await,
         Purpose::Unknown => Ok(()),
     }
 }
@@ -132,10 +134,12 @@ fn is_served_now(node: &Node, hello: &Hello) -> Result<(), Reject> {
     let not_ready = |message, hint: String| Err(Reject { code: Code::NotReady, message, hint });
     match (node.role(), hello.purpose) {
         (NodeRole::Primary, _) => Ok(()),
-        (NodeRole::Standby, Purpose::Stream | Purpose::Wal) if node.store.newest_timeline().is_some() => {
+        (NodeRole::Standby, Purpose::Stream | Purpose::Wal | Purpose::Salvage)
+            if node.store.newest_timeline().is_some() =>
+        {
             Ok(())
         }
-        (NodeRole::Standby, Purpose::Stream | Purpose::Wal) => {
+        (NodeRole::Standby, Purpose::Stream | Purpose::Wal | Purpose::Salvage) => {
             not_ready(format!("{own} has no WAL yet"), "It is joining; try again later.".to_owned())
         }
         (NodeRole::Standby, _) => not_ready(
@@ -252,29 +256,45 @@ async fn refuse(mut conn: Conn<Socket>, code: Code, message: &str, hint: &str) -
     Err(LinkError::Refused(Box::new(reject)).into())
 }
 
-/// Answers questions until nobody asks any more.
-async fn answer(node: &Arc<Node>, mut conn: Conn<Socket>) -> anyhow::Result<()> {
+/// Answers questions until nobody asks any more. Who votes and orders is a node.
+async fn answer(node: &Arc<Node>, mut conn: Conn<Socket>, is_node: bool) -> anyhow::Result<()> {
     loop {
-        match conn.read_within(PEER_DEAD_AFTER).await {
-            Ok(Message::Ask) => {}
+        let reply = match conn.read_within(PEER_DEAD_AFTER).await {
+            Ok(Message::Ask) => Message::Answer(Box::new(account(node).await?)),
+            Ok(Message::VoteRequest(request)) if is_node => {
+                Message::Vote(Box::new(votes::vote(node, request).await?))
+            }
+            Ok(Message::Withdrawal(withdrawal)) if is_node => {
+                votes::withdrawn(node, &withdrawal).await?;
+                Message::Answer(Box::new(account(node).await?))
+            }
+            Ok(Message::Order(order)) if is_node => return order::carry_out(node, order, conn).await,
             Ok(other) => return Err(LinkError::unexpected("Ask", other).into()),
             Err(LinkError::Closed) => return Ok(()),
             Err(error) => return Err(error.into()),
-        }
-        let state = node.store.state();
-        let answer = Answer {
-            node: node.config.name.clone(),
-            role: node.link_role(),
-            store_uuid: Some(node.store.identity().store_uuid.clone()),
-            promised_epoch: state.promised_epoch,
-            committed_epoch: state.committed_epoch,
-            timeline: state.timelines.last().map(wire_identity),
-            positions: node.positions(),
-            postgres: ask_postgres(node).await,
-            holds_configuration: node.blocking("look for postgresql.conf", holds_configuration).await?,
         };
-        conn.write(Message::Answer(Box::new(answer))).await.context("answer")?;
+        conn.write(reply).await.context("answer")?;
     }
+}
+
+/// This node's account of itself.
+pub async fn account(node: &Arc<Node>) -> anyhow::Result<Answer> {
+    let postgres = ask_postgres(node).await;
+    let holds_configuration = node.blocking("look for postgresql.conf", holds_configuration).await?;
+    let state = node.store.state();
+    Ok(Answer {
+        node: node.config.name.clone(),
+        role: node.link_role(),
+        store_uuid: Some(node.store.identity().store_uuid.clone()),
+        promised_epoch: state.promised_epoch,
+        promise: state.promise.map(|promise| Promise { epoch: promise.epoch, candidate: promise.candidate }),
+        committed_epoch: state.committed_epoch,
+        priority: node.config.priority,
+        timeline: state.timelines.last().map(wire_identity),
+        positions: node.positions(),
+        postgres,
+        holds_configuration,
+    })
 }
 
 /// A link to a file elsewhere does not count: a base backup leaves it out. Blocks.

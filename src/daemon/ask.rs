@@ -1,8 +1,10 @@
-//! Asking another node how it is.
+//! Asking another node something.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::link::message::{Answer, Hello};
+use super::node::Node;
+use crate::link::message::{Answer, Hello, Purpose};
 use crate::link::{LinkError, Message, Security, dial, handshake};
 
 /// Patience with the answer, for which the other node asks its PostgreSQL.
@@ -17,4 +19,17 @@ pub async fn ask(address: &str, security: &Security, ours: &Hello) -> anyhow::Re
         Message::Answer(answer) => Ok((hello, *answer)),
         other => Err(LinkError::unexpected("Answer", other).into()),
     }
+}
+
+/// Dials a node, says one thing, and takes what it says to that.
+pub async fn converse(
+    node: &Arc<Node>,
+    address: &str,
+    message: Message,
+    within: Duration,
+) -> anyhow::Result<Message> {
+    let mut link = dial::dial(address, &node.security()).await?;
+    handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
+    link.conn.write(message).await?;
+    Ok(link.conn.read_within(within).await?)
 }

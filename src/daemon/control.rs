@@ -13,16 +13,14 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
-use super::policy;
-use super::request;
+pub use super::request::Promotion;
 use super::reseed;
 use super::seed::Seed;
-use super::{door, forget};
-use super::{status, wait};
+use super::{door, forget, order, policy, status, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
 use crate::report::wait::{Wait, Waited};
@@ -47,12 +45,7 @@ pub enum Request {
     /// The status.
     Status,
     /// A promotion of this node.
-    Promote {
-        /// Accept what would be refused.
-        force: bool,
-        /// Only say what would be done.
-        dry_run: bool,
-    },
+    Promote(Promotion),
     /// Seeding this node anew.
     Reseed {
         /// How.
@@ -149,7 +142,7 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
             let status = node.blocking("take the status", status::of).await?;
             Reply::Status { status: serde_json::from_slice(&json::encode(status)?)? }
         }
-        Ok(Request::Promote { force, dry_run }) => match promote(node, force, dry_run, &mut write).await {
+        Ok(Request::Promote(promotion)) => match promote(node, promotion, &mut write).await {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
@@ -182,8 +175,7 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
 
 async fn promote(
     node: &Arc<Node>,
-    force: bool,
-    dry_run: bool,
+    promotion: Promotion,
     write: &mut (impl AsyncWriteExt + Unpin),
 ) -> anyhow::Result<String> {
     if node.role() == NodeRole::Primary {
@@ -199,10 +191,7 @@ async fn promote(
             node.config.name, state.committed_epoch
         ));
     }
-    let (say, mut lines) = mpsc::channel(16);
-    let (done, outcome) = oneshot::channel();
-    let request = request::Request { force, dry_run, say, done };
-    node.promotions.try_send(request).ok().context("a promotion is under way already")?;
+    let (mut lines, outcome) = order::begin(node, promotion)?;
     while let Some(line) = lines.recv().await {
         send(write, &Reply::Progress { line }).await?;
     }
@@ -284,16 +273,10 @@ fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {
 }
 
 fn failed(error: &anyhow::Error) -> Reply {
-    let outcome = match Fault::outcome_of(error) {
-        Outcome::Refused => Some("refused"),
-        Outcome::Usage => Some("usage"),
-        Outcome::Unknown => Some("unknown"),
-        Outcome::Failed => None,
-    };
     Reply::Failed {
         message: format!("{error:#}"),
         hint: Fault::hint_of(error).map(str::to_owned),
-        outcome: outcome.map(str::to_owned),
+        outcome: Fault::outcome_of(error).told().map(str::to_owned),
     }
 }
 
@@ -326,7 +309,7 @@ impl Client {
         let answer = timeout(STATUS_WITHIN, self.next()).await;
         match answer.with_context(|| format!("no answer for {} s", STATUS_WITHIN.as_secs()))?? {
             Reply::Status { status } => Ok(json::decode(status.to_string().as_bytes())?),
-            Reply::Failed { message, hint, outcome } => Err(fault(message, hint, outcome.as_deref())),
+            Reply::Failed { message, hint, outcome } => Err(Fault::told(message, hint, outcome.as_deref())),
             Reply::Progress { .. } | Reply::Done { .. } => {
                 anyhow::bail!("the sidecar answered something else")
             }
@@ -334,8 +317,8 @@ impl Client {
     }
 
     /// Asks for a promotion; `say` gets each line of progress, the result is the last.
-    pub async fn promote(self, force: bool, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
-        self.carry_out(&Request::Promote { force, dry_run }, say).await
+    pub async fn promote(self, promotion: Promotion, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Promote(promotion), say).await
     }
 
     /// Asks for a re-seed, in the same way.
@@ -360,7 +343,7 @@ impl Client {
                 Reply::Progress { line } => say(&line),
                 Reply::Done { line } => return Ok(line),
                 Reply::Failed { message, hint, outcome } => {
-                    return Err(fault(message, hint, outcome.as_deref()));
+                    return Err(Fault::told(message, hint, outcome.as_deref()));
                 }
                 Reply::Status { .. } => anyhow::bail!("the sidecar answered something else"),
             }
@@ -376,7 +359,7 @@ impl Client {
         let reply = answered.await.context("the sidecar does not answer").outcome(Outcome::Unknown)?;
         match reply.outcome(Outcome::Unknown)? {
             Reply::Done { line } => Ok(line),
-            Reply::Failed { message, hint, outcome } => Err(fault(message, hint, outcome.as_deref())),
+            Reply::Failed { message, hint, outcome } => Err(Fault::told(message, hint, outcome.as_deref())),
             Reply::Status { .. } | Reply::Progress { .. } => {
                 anyhow::bail!("the sidecar answered something else")
             }
@@ -395,19 +378,4 @@ impl Client {
         anyhow::ensure!(read > 0, "the sidecar ended without an answer");
         serde_json::from_str(&line).context("understand the sidecar's answer")
     }
-}
-
-fn fault(message: String, hint: Option<String>, outcome: Option<&str>) -> anyhow::Error {
-    let outcome = match outcome {
-        Some("refused") => Outcome::Refused,
-        Some("usage") => Outcome::Usage,
-        Some("unknown") => Outcome::Unknown,
-        _ => Outcome::Failed,
-    };
-    let error = Err::<(), _>(anyhow::anyhow!("{message}")).outcome(outcome);
-    let error = match hint {
-        Some(hint) => error.hint(hint),
-        None => error,
-    };
-    error.err().unwrap_or_else(|| anyhow::anyhow!("no error"))
 }

@@ -10,9 +10,10 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::node::Node;
+use crate::failpoint;
 use crate::link::message::{Hello, Purpose, Role};
 use crate::link::{dial, handshake};
-use crate::store::NodeRole;
+use crate::store::{NodeRole, Superseded};
 use crate::tls::{Identity, Kind};
 use crate::vitals::Contact;
 
@@ -62,24 +63,32 @@ pub async fn hear(node: &Arc<Node>, hello: &Hello, identity: Option<&Identity>) 
     match node.role() {
         NodeRole::Standby => {
             let noted = node.blocking("note the new epoch", move |node| {
-                node.store.update_state(|state| {
-                    state.committed_epoch = state.committed_epoch.max(epoch);
-                    state.promised_epoch = state.promised_epoch.max(epoch);
-                })
+                node.store.update_state(|state| state.learn(epoch))
             });
             noted.await??;
             tracing::info!(primary = %name, epoch, "heard of a new primary");
         }
-        // Its own epoch stays what it is: a higher one would make others follow it.
         NodeRole::Primary if node.newer_primary.borrow().as_ref().map(|(known, _)| *known) != Some(epoch) => {
-            tracing::error!(
-                primary = %name, epoch,
-                "this node was superseded: it ships nothing any more, and what its PostgreSQL still accepts is lost to the \
-                 others; stop PostgreSQL here"
-            );
+            supersede(node, epoch, &name).await?;
         }
         NodeRole::Primary => {}
     }
     node.newer_primary.send_replace(Some((epoch, name)));
+    Ok(())
+}
+
+/// This node is the primary no more. Its own epoch stays what it is: a higher one would make others follow it.
+async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<()> {
+    let superseded = Superseded { epoch, by: name.to_owned() };
+    let noted = node.blocking("note who was promoted", move |node| {
+        failpoint::hit("superseded-heard");
+        node.store.update_state(|state| state.superseded = Some(superseded))
+    });
+    noted.await??;
+    tracing::error!(
+        primary = %name, epoch,
+        "this node was superseded: it ships nothing any more, and its PostgreSQL is stopped; what that accepted since is lost \
+         to the others; join this host again as a standby"
+    );
     Ok(())
 }

@@ -259,8 +259,7 @@ impl Upstream {
         let noted = node.blocking("note the upstream's epoch", move |node| {
             failpoint::hit("follow-stand");
             node.store.update_state(|state| {
-                state.committed_epoch = state.committed_epoch.max(committed_epoch);
-                state.promised_epoch = state.promised_epoch.max(state.committed_epoch);
+                state.learn(committed_epoch);
                 state.server_version = version.unwrap_or(state.server_version);
             })
         });

@@ -11,10 +11,12 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::node::Node;
 use super::{status, trouble};
+use crate::capture::APPLICATION_NAME;
 use crate::clock::WallTime;
 use crate::failpoint;
-use crate::link::message::{self, MemberList, Role};
+use crate::link::message::{self, MemberList, Protection, Role};
 use crate::pg::Lsn;
+use crate::policy::Policy;
 use crate::store::{Forgotten, Member, MemberRole, NodeRole, State};
 use crate::vitals::{Contact, DownstreamVitals};
 
@@ -104,7 +106,7 @@ pub fn publish(node: &Node) {
     });
     let members = std::iter::once(own(node)).chain(others).collect();
     let forgotten = forgotten.iter().map(link_forgotten).collect();
-    node.members.send_replace(MemberList { members, forgotten });
+    node.members.send_replace(MemberList { members, protection: protection(node), forgotten });
 }
 
 /// This node among the members.
@@ -127,6 +129,23 @@ fn upstream(node: &Node, heard: &DownstreamVitals) -> Option<String> {
     let is_up = matches!(heard.contact, Contact::Up { .. });
     let upstream = heard.via.as_ref().map_or(&node.config.name, |via| &via.upstream);
     is_up.then(|| upstream.clone())
+}
+
+/// What is said of the commits here, a primary's.
+fn protection(node: &Node) -> Option<Protection> {
+    let policy = node.store.policy().borrow().effective.clone()?;
+    if policy.policy == Policy::Async {
+        return None;
+    }
+    let waits = node.setting.borrow().as_ref().is_some_and(|setting| setting.names().names(APPLICATION_NAME));
+    let is_exposed = node.store.exposures().borrow().open().is_some();
+    let released_lsn = node.released.borrow().flush;
+    Some(Protection { is_armed: waits && !is_exposed, released_lsn, at: WallTime::now() })
+}
+
+/// Whether the primary said last that commits are protected.
+pub fn is_armed(node: &Node) -> bool {
+    node.members.borrow().protection.is_some_and(|protection| protection.is_armed)
 }
 
 /// Keeps the list that the primary passes on, while this node is a standby.
@@ -239,7 +258,7 @@ pub fn restore(node: &Node) {
     let state = node.store.state();
     let members = std::iter::once(own(node)).chain(state.members.iter().map(link_member)).collect();
     let forgotten = state.forgotten.iter().map(link_forgotten).collect();
-    node.members.send_replace(MemberList { members, forgotten });
+    node.members.send_replace(MemberList { members, protection: None, forgotten });
 }
 
 /// What was noted of a member; the rest is not known any more.

@@ -11,8 +11,10 @@ mod by_hand;
 mod commits;
 pub mod control;
 mod door;
+mod election;
 mod entrant;
 mod epochs;
+mod fence;
 mod fitness;
 mod follow;
 mod forget;
@@ -22,10 +24,12 @@ mod join;
 pub mod local_copy;
 mod members;
 mod node;
+mod order;
 mod policy;
 mod postgres;
 mod primary;
 mod promotion;
+mod pull;
 mod relay;
 pub mod remote_copy;
 mod request;
@@ -41,6 +45,7 @@ mod status;
 mod trails;
 mod trouble;
 mod upstreams;
+mod votes;
 mod wait;
 
 use std::convert::Infallible;
@@ -63,8 +68,8 @@ use crate::store::{EXPOSURES_FILE, Exposures, NewStore, NodeRole, Store, StoreEr
 use crate::vitals::Cell;
 
 pub use join::{Join, look};
-use node::Node;
 pub use node::conninfo;
+use node::{Inlets, Node};
 pub use seed::{CONNECTIONS, Seed};
 use standby::Requests;
 
@@ -331,9 +336,11 @@ async fn serve(
     let role = life.role();
     let (promotions, asked_promotions) = mpsc::channel(PROMOTIONS_WAITING_MAX);
     let (reseeds, asked_reseeds) = mpsc::channel(1);
-    let mut requests = Requests { promotions: asked_promotions, reseeds: asked_reseeds };
+    let (freezes, asked_freezes) = mpsc::channel(votes::VOTES_WAITING_MAX);
+    let mut requests =
+        Requests { promotions: asked_promotions, reseeds: asked_reseeds, freezes: asked_freezes };
     let made = tokio::task::spawn_blocking(move || {
-        let node = Node::new(config, store, role, promotions, reseeds, progress)?;
+        let node = Node::new(config, store, role, Inlets { promotions, reseeds, freezes }, progress)?;
         samples::restore(node.store.folder(), &node.vitals.samples);
         members::restore(&node);
         anyhow::Ok(node)
@@ -418,6 +425,7 @@ async fn live(node: &Arc<Node>, life: Life, requests: &mut Requests) -> anyhow::
         request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
     }
     requests.reseeds.close();
+    requests.freezes.close();
     primary::run(Arc::clone(node)).await
 }
 
@@ -452,6 +460,7 @@ async fn refuse(node: &Node, requests: &mut Requests) -> Infallible {
         tokio::select! {
             Some(request) = requests.promotions.recv() => request.answer(Err(refusal())),
             Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(refusal()))),
+            Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(refusal()))),
             else => std::future::pending().await,
         }
     }

@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::request::Request;
 use super::reseed;
+use super::votes::Freeze;
 use super::wait::WAITS;
 use crate::ack::Tracker;
 use crate::backup::Backups;
@@ -28,6 +29,16 @@ use crate::vitals::{Cell, Vitals};
 
 /// How long a standby that seeded itself anew leaves it at that.
 const RESEED_PAUSE: Duration = Duration::from_secs(600);
+
+/// Where what is asked of a standby's life goes in.
+pub struct Inlets {
+    /// Promotions.
+    pub promotions: mpsc::Sender<Request>,
+    /// Re-seeds.
+    pub reseeds: mpsc::Sender<reseed::Request>,
+    /// Votes.
+    pub freezes: mpsc::Sender<Freeze>,
+}
 
 /// A node of the cluster, as this process runs it.
 pub struct Node {
@@ -63,6 +74,10 @@ pub struct Node {
     pub promotions: mpsc::Sender<Request>,
     /// Requests to seed this node anew; one at a time.
     pub reseeds: mpsc::Sender<reseed::Request>,
+    /// Promises to make, as a standby.
+    pub freezes: mpsc::Sender<Freeze>,
+    /// Whether this node's PostgreSQL, a primary's, was stopped and is to stay down: nobody captures from it.
+    pub stays_down: watch::Sender<bool>,
     /// When it last began to seed itself anew.
     pub reseeded: Mutex<Option<Instant>>,
     /// Asks the local standby's walreceiver how far it is.
@@ -82,13 +97,15 @@ impl Node {
         config: Config,
         store: Store,
         role: NodeRole,
-        promotions: mpsc::Sender<Request>,
-        reseeds: mpsc::Sender<reseed::Request>,
+        inlets: Inlets,
         progress: Arc<Cell<Progress>>,
     ) -> anyhow::Result<Arc<Node>> {
         let vitals = Arc::new(Vitals::default());
         let credentials = load_credentials(&config)?;
         let conninfo = conninfo(&config)?;
+        let state = store.state();
+        let superseded = state.superseded.map(|superseded| (superseded.epoch, superseded.by));
+        let stays_down = superseded.is_some() || state.promise.is_some_and(|promise| promise.stops_primary);
         Ok(Arc::new(Node {
             backups: Backups::new(Arc::clone(&vitals)),
             vitals,
@@ -99,10 +116,12 @@ impl Node {
             released: watch::Sender::new(Levels::default()),
             setting: watch::Sender::new(None),
             tracker: Mutex::new(Tracker::new(&config.name)),
-            newer_primary: watch::Sender::new(None),
+            newer_primary: watch::Sender::new(superseded),
+            stays_down: watch::Sender::new(stays_down),
             progress,
-            promotions,
-            reseeds,
+            promotions: inlets.promotions,
+            reseeds: inlets.reseeds,
+            freezes: inlets.freezes,
             reseeded: Mutex::new(None),
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),
@@ -166,7 +185,7 @@ impl Node {
     /// What it says of itself at the start of a connection.
     pub fn hello(&self, purpose: Purpose) -> Hello {
         let state = self.store.state();
-        let identity = self.store.identity();
+        let (identity, promised_epoch) = (self.store.identity(), state.binding_epoch());
         Hello {
             protocol: PROTOCOL,
             purpose,
@@ -176,7 +195,7 @@ impl Node {
             system_identifier: Some(identity.system_identifier),
             store_uuid: Some(identity.store_uuid.clone()),
             former_store_uuids: state.former_store_uuids,
-            promised_epoch: state.promised_epoch,
+            promised_epoch,
             committed_epoch: state.committed_epoch,
             timelines: state.timelines.iter().map(wire_identity).collect(),
             positions: self.positions(),

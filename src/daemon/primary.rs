@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{ack, epochs, members, promotion, retention, samples, setting, trouble};
+use super::{ack, epochs, fence, members, promotion, retention, samples, setting, trouble, votes};
 use crate::capture::{self, Back, Options};
 use crate::pg::TimelineId;
 use crate::pg::sql::Sql;
@@ -32,7 +32,9 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     // The first that ends by itself has failed: each of them runs as long as the node.
     let ended = tokio::select! {
         failed = noting => failed,
-        ended = capture_all(&node, back, &token) => ended,
+        ended = capture_while_up(&node, back, &token) => ended,
+        () = votes::follow_up(Arc::clone(&node)) => Ok(()),
+        () = fence::keep_down(Arc::clone(&node)) => Ok(()),
         ended = ack::run(Arc::clone(&node)) => ended,
         ended = setting::watch(Arc::clone(&node)) => ended,
         ended = members::keep(Arc::clone(&node)) => ended,
@@ -46,6 +48,22 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     let noted = node.blocking("keep the members' positions", members::note_positions).await?;
     ended?;
     trouble::unless_of_disk(noted).map(drop)
+}
+
+/// Captures, but not from a PostgreSQL that was stopped and is to stay down.
+async fn capture_while_up(node: &Arc<Node>, back: Back, token: &CancellationToken) -> anyhow::Result<()> {
+    let mut stays_down = node.stays_down.subscribe();
+    loop {
+        stays_down.wait_for(|down| !down).await.context("nobody tells whether it stays down")?;
+        let capturing = token.child_token();
+        let mut ended = std::pin::pin!(capture_all(node, back.clone(), &capturing));
+        // Capture is not dropped but ended by its token, so that the store's writer is free then.
+        tokio::select! {
+            ended = &mut ended => return ended,
+            _ = stays_down.wait_for(|down| *down) => capturing.cancel(),
+        }
+        ended.await?;
+    }
 }
 
 /// Captures; when that is stopped for good, the rest goes on, and every report says so.

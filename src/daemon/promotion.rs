@@ -1,29 +1,28 @@
-//! Promoting this node: gathers the facts, and carries out what the planner says.
+//! Promoting this node: an election, and what the planner says.
 //!
-//! Order: ask everyone, plan, stop receiving, drain, reserve the slot, commit the epoch, promote. Up to the commit the
-//! node goes on as a standby whatever fails; from it on, running the command again finishes.
+//! Order: ask everyone, plan, stop receiving, promise, votes, plan again, fence, pull, drain, reserve the slot, commit the
+//! epoch, promote. Up to the commit the node goes on as a standby whatever fails, and takes its promise back; from it on,
+//! running the command again finishes.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::ask::{ANSWER_WITHIN, ask};
+use super::election::{self, Answers};
 use super::node::Node;
 use super::request::Request;
-use super::{by_hand, members, setting, upstreams};
+use super::{by_hand, fence, members, pull, setting};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
-use crate::link::message::{Answer, PostgresAnswer, Purpose, Role, Route};
+use crate::link::message::{Route, Why};
 use crate::pg::sql::promotion as sql;
 use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Policy;
-use crate::promote::{self, Facts, Other, Plan, Primary, Replay, Waited};
+use crate::promote::{self, Facts, Fence, Plan, Replay, Salvage};
 use crate::store::{Branch, MemberRole, NodeRole, State, Store};
 use crate::vitals::FeedVitals;
 
@@ -34,74 +33,60 @@ const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Patience with `pg_promote`.
 const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
 
-/// Asks all nodes and plans.
-pub async fn plan(node: &Arc<Node>, request: &Request) -> anyhow::Result<Plan> {
-    let facts = gather(node).await?;
-    let plan = promote::plan(&facts, request.force);
-    let plan = plan.map_err(|refusal| Fault::refused(&refusal.reason, refusal.hint.clone()))?;
+/// What was found out and planned before anybody votes.
+pub struct Prepared {
+    answers: Answers,
+    facts: Facts,
+    /// Where its PostgreSQL left the log, when it was promoted by hand.
+    left_at: Option<Lsn>,
+    plan: Plan,
+}
+
+impl Prepared {
+    /// What would be done.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+}
+
+/// How a look at the facts ends.
+pub enum Outlook {
+    /// This node can be promoted.
+    Here(Box<Prepared>),
+    /// Another one is the right one: its name and its address.
+    Elsewhere(String, String),
+}
+
+/// Asks all nodes and plans, without a vote.
+pub async fn look(node: &Arc<Node>, request: &Request) -> anyhow::Result<Outlook> {
+    let replay = look_at_replay(node).await?;
+    let answers = election::ask_everyone(node).await;
+    let left_at = node.blocking("look at a promotion by hand", by_hand::left_at).await??;
+    let facts = election::facts(node, &answers, replay, left_at, &request.promotion);
+    if request.promotion.elect
+        && let Some(best) = promote::best(&facts).filter(|best| best.node != node.config.name)
+        && let Some((address, _)) = answers.get(&best.node)
+    {
+        return Ok(Outlook::Elsewhere(best.node.clone(), address.clone()));
+    }
+    let plan = decide(&facts, request)?;
+    tell(&plan, request).await;
+    Ok(Outlook::Here(Box::new(Prepared { answers, facts, left_at, plan })))
+}
+
+fn decide(facts: &Facts, request: &Request) -> anyhow::Result<Plan> {
+    let plan = promote::plan(facts, &request.promotion.wish());
+    plan.map_err(|refusal| Fault::refused(&refusal.reason, refusal.hint.clone()))
+}
+
+async fn tell(plan: &Plan, request: &Request) {
     for warning in &plan.warnings {
         request.say(format!("warning: {warning}")).await;
     }
+    if let Some(Salvage { node, to }) = &plan.salvage {
+        request.say(format!("to be pulled from {node} first: WAL up to {to}")).await;
+    }
     request.say(format!("at stake: {}", plan.stake)).await;
-    Ok(plan)
-}
-
-async fn gather(node: &Arc<Node>) -> anyhow::Result<Facts> {
-    let replay = look_at_replay(node).await?;
-    let left_at = node.blocking("look at a promotion by hand", by_hand::left_at).await??;
-    let durable_lsn = node.store.positions().borrow().durable;
-    let state = node.store.state();
-    let answers = ask_everyone(node).await;
-    let receive = node.vitals.receive.get();
-    let heard =
-        receive.server_time.map(|(_, arrived)| (receive.server_flush_lsn, arrived.elapsed().as_secs()));
-    let mut facts = Facts {
-        node: node.config.name.clone(),
-        epoch: state.epoch_of_wal(),
-        committed_epoch: state.committed_epoch,
-        highest_epoch: state.promised_epoch.max(state.committed_epoch),
-        durable_lsn: left_at.map_or(durable_lsn, |left_at| left_at.min(durable_lsn)),
-        replay,
-        last_heard: heard,
-        primary: Primary::Unreachable,
-        others: Vec::new(),
-        waited: waited(node, &state),
-    };
-    // The primary whose WAL comes at this moment is there, even if it did not answer in time.
-    if let Some(primary) = node.standing.borrow().route.primary() {
-        facts.primary = Primary::Unsure { node: primary.to_owned() };
-    }
-    for answer in answers.values() {
-        facts.committed_epoch = answer.committed_epoch.max(facts.committed_epoch);
-        facts.highest_epoch = answer.promised_epoch.max(answer.committed_epoch).max(facts.highest_epoch);
-        if answer.role == Role::Standby {
-            let made = answer.timeline.as_ref().and_then(|identity| identity.branch.as_ref());
-            let epoch = made.map_or(0, |branch| branch.epoch);
-            let position = answer.positions.map(|at| (epoch, at.flushed_lsn));
-            facts.others.push(Other { node: answer.node.clone(), position, answered: true });
-        } else if answer.role == Role::Primary && answer.committed_epoch >= state.committed_epoch {
-            // One that was left behind by a later promotion is no primary to wait for, also before it knows.
-            facts.primary = primary_of(answer);
-        }
-    }
-    for member in members::others(node) {
-        if member.role == MemberRole::Standby && !answers.contains_key(&member.name) {
-            let position = member.flushed_lsn.is_valid().then_some((facts.epoch, member.flushed_lsn));
-            facts.others.push(Other { node: member.name, position, answered: false });
-        }
-    }
-    Ok(facts)
-}
-
-/// What commits waited for under the last primary, as this node was told.
-fn waited(node: &Node, state: &State) -> Option<Waited> {
-    let policy = state.policy.effective.as_ref().filter(|policy| policy.policy != Policy::Async)?;
-    let (primary, _) = node.primary()?;
-    Some(Waited {
-        policy: policy.policy.to_string(),
-        seats: policy.others(&primary).into_iter().map(str::to_owned).collect(),
-        needed: policy.needed(&primary),
-    })
 }
 
 /// Asks this node's PostgreSQL, without which there is no promotion, forced or not.
@@ -131,51 +116,108 @@ async fn last_record(node: &Arc<Node>) -> anyhow::Result<Option<Lsn>> {
     Ok(node.blocking("find the last record", move |node| node.store.last_record_end(timeline)).await??)
 }
 
-/// Asks at every address where a node may be, not only those of the members that were noted: a standby that has just
-/// joined knows no member yet, and must not take that for a primary's silence. By node.
-async fn ask_everyone(node: &Arc<Node>) -> BTreeMap<String, Answer> {
-    let mut addresses: BTreeSet<String> = upstreams::addresses(node).into_iter().collect();
-    addresses.extend(members::others(node).into_iter().map(|member| member.advertise));
-    let mut asked = JoinSet::new();
-    for address in addresses.into_iter().filter(|address| !address.is_empty()) {
-        let node = Arc::clone(node);
-        asked.spawn(async move {
-            let (security, ours) = (node.security(), node.hello(Purpose::Ask));
-            timeout(ANSWER_WITHIN, ask(&address, &security, &ours)).await
-        });
+/// Has the others vote and carries out what follows. Nothing is received any more when this is called. An error leaves a
+/// standby, with all promises taken back.
+pub async fn carry_out(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<String> {
+    let answers = prepared.answers.clone();
+    let done = elect(node, prepared, request).await;
+    let is_committed = node.store.state().promoting.is_some() || node.role() == NodeRole::Primary;
+    if done.is_err() && !is_committed {
+        election::withdraw(node, &answers).await?;
     }
-    let answers = asked.join_all().await.into_iter().filter_map(|asked| asked.ok()?.ok());
-    let state = node.store.state();
-    answers
-        .map(|(_, answer)| (answer.node.clone(), answer))
-        .filter(|(name, _)| *name != node.config.name && !state.has_forgotten_name(name))
-        .collect()
+    done
 }
 
-fn primary_of(answer: &Answer) -> Primary {
-    let node = answer.node.clone();
-    match answer.postgres {
-        PostgresAnswer::Up { in_recovery: false, lsn } => Primary::Writing { node, lsn },
-        PostgresAnswer::Up { in_recovery: true, .. } | PostgresAnswer::Unknown => Primary::Unsure { node },
-        PostgresAnswer::Down { .. } => {
-            let stored_lsn = answer.positions.map_or(Lsn::INVALID, |at| at.flushed_lsn);
-            Primary::Down { node, stored_lsn }
-        }
-    }
-}
-
-/// Carries a plan out. Nothing is received any more when this is called. An error leaves a standby.
-pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyhow::Result<String> {
+async fn elect(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<String> {
     let started = Instant::now();
+    let Prepared { answers, mut facts, left_at, plan: expected } = prepared;
     let sql = Sql::connect(&node.conninfo).await.context("ask this node's PostgreSQL")?;
     let already = !sql.is_in_recovery().await?;
+    let why = if request.promotion.force { Why::Forced } else { Why::Loss };
+    request.say(format!("asking for votes of epoch {}", expected.epoch)).await;
+    election::run(node, &answers, &mut facts, left_at, why).await?;
+    let mut plan = decide(&facts, request)?;
+    if (&plan.stake, &plan.warnings, &plan.salvage)
+        != (&expected.stake, &expected.warnings, &expected.salvage)
+    {
+        tell(&plan, request).await;
+    }
+    failpoint::hit("promote-voted");
+    fence(node, &facts, &plan, request).await?;
+    while let Some(salvage) = plan.salvage.take() {
+        match salvage_from(node, &answers, &salvage, request).await {
+            Ok(()) => break,
+            Err(error) if request.promotion.force => {
+                request.say(format!("warning: {error:#}")).await;
+                // It is lost then, unless another one has it.
+                facts.lose(&salvage.node);
+                plan = decide(&facts, request)?;
+                tell(&plan, request).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    finish(node, &sql, already, &plan, request).await?;
+    Ok(format!(
+        "{} is the primary of epoch {} after {:.1} s",
+        node.config.name,
+        plan.epoch,
+        started.elapsed().as_secs_f64()
+    ))
+}
+
+/// Has the command make sure that the old primary is down, where its own sidecar did not.
+async fn fence(node: &Arc<Node>, facts: &Facts, plan: &Plan, request: &Request) -> anyhow::Result<()> {
+    if plan.fence != Fence::Command {
+        return Ok(());
+    }
+    let configured = node.config.fence_command.as_ref();
+    let Some(command) = request.promotion.fence_command.as_ref().or(configured) else { return Ok(()) };
+    let Some((primary, _)) = facts.primary() else { return Ok(()) };
+    let address = members::others(node).into_iter().find(|member| member.name == primary.node);
+    let address = address.map(|member| member.advertise).unwrap_or_default();
+    request.say(format!("running the fence command for {}", primary.node)).await;
+    match fence::run_command(command, &primary.node, &address).await {
+        Ok(()) => request.say(format!("{} is down, by the fence command", primary.node)).await,
+        Err(error) if request.promotion.force => {
+            request.say(format!("warning: {error:#}: {} may still accept writes", primary.node)).await;
+        }
+        Err(error) => return Err(error),
+    }
+    failpoint::hit("promote-fenced");
+    Ok(())
+}
+
+/// Pulls what the plan counts on.
+async fn salvage_from(
+    node: &Arc<Node>,
+    answers: &Answers,
+    salvage: &Salvage,
+    request: &Request,
+) -> anyhow::Result<()> {
+    let Salvage { node: name, to } = salvage;
+    let (address, _) = answers.get(name).context("it has answered")?;
+    request.say(format!("pulling WAL up to {to} from {name}")).await;
+    pull::pull(node, name, address, *to).await?;
+    failpoint::hit("promote-pulled");
+    Ok(())
+}
+
+/// From the end of the WAL that is promoted to a primary that captures. Up to the commit an error leaves a standby.
+async fn finish(
+    node: &Arc<Node>,
+    sql: &Sql,
+    already: bool,
+    plan: &Plan,
+    request: &Request,
+) -> anyhow::Result<()> {
     node.blocking("fsync the store", |node| node.store.sync()).await??;
     if !already {
-        drain(node, &sql, request).await?;
+        drain(node, sql, request).await?;
         failpoint::hit("promote-drained");
         let slot = &node.config.slot;
-        capture::slot::hold(&sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
-        may_promote(&sql).await?;
+        capture::slot::hold(sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
+        may_promote(sql).await?;
     }
     let branch = Branch { epoch: plan.epoch, node: node.config.name.clone() };
     request.say(format!("committing epoch {}", plan.epoch)).await;
@@ -200,13 +242,7 @@ pub async fn carry_out(node: &Arc<Node>, plan: &Plan, request: &Request) -> anyh
     }
     failpoint::hit("promote-promoted");
     // From here on there is no way back, only the same command again.
-    become_primary(node).await.outcome(Outcome::Unknown)?;
-    Ok(format!(
-        "{} is the primary of epoch {} after {:.1} s",
-        node.config.name,
-        plan.epoch,
-        started.elapsed().as_secs_f64()
-    ))
+    become_primary(node).await.outcome(Outcome::Unknown)
 }
 
 /// Refuses what would fail behind the commit, when there is no way back. PostgreSQL has all by now.
@@ -224,16 +260,17 @@ async fn may_promote(sql: &Sql) -> anyhow::Result<()> {
     ))
 }
 
-/// Commits the epoch of a promotion durably, unless this node was told of another one since that was planned.
+/// Commits the epoch that this node promised itself, durably, unless it was told of another one since.
 fn commit(store: &Store, branch: Branch) -> anyhow::Result<()> {
     let mut told = None;
     store.update_state(|state| {
         let known = state.promised_epoch.max(state.committed_epoch);
-        if known >= branch.epoch {
+        let promised = state.promise.as_ref().map(|promise| (promise.epoch, promise.candidate.as_str()));
+        if known != branch.epoch || promised != Some((branch.epoch, branch.node.as_str())) {
             told = Some(known);
             return;
         }
-        (state.promised_epoch, state.committed_epoch) = (branch.epoch, branch.epoch);
+        state.learn(branch.epoch);
         state.promoting = Some(branch);
     })?;
     match told {
@@ -296,7 +333,7 @@ fn is_drained(fed: &FeedVitals, replayed: Option<Lsn>, timeline: Option<Timeline
 async fn drain(node: &Arc<Node>, sql: &Sql, request: &Request) -> anyhow::Result<()> {
     let last = last_record(node).await?.unwrap_or(Lsn::INVALID);
     if sql.replay().await?.is_some_and(|replay| replay.is_paused) {
-        if !request.force {
+        if !request.promotion.force {
             return Err(Fault::refused(
                 "somebody paused the replay just now",
                 "Promote again for what to do.",
@@ -332,8 +369,9 @@ async fn drain(node: &Arc<Node>, sql: &Sql, request: &Request) -> anyhow::Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::WallTime;
     use crate::pg::SegmentSize;
-    use crate::store::NewStore;
+    use crate::store::{NewStore, Promise};
 
     #[test]
     fn nothing_is_committed_at_or_below_an_epoch_that_was_heard_of_meanwhile() {
@@ -341,13 +379,25 @@ mod tests {
         let segment_size = SegmentSize::new(1 << 20).unwrap();
         let store = Store::create(folder.path(), NewStore { system_identifier: 7, segment_size }).unwrap();
         let branch = |epoch| Branch { epoch, node: "db2".into() };
+        let promise = |epoch| Promise {
+            epoch,
+            candidate: "db2".into(),
+            address: "db2:1".into(),
+            at: WallTime { unix_micros: 1 },
+            stops_primary: false,
+        };
         store.update_state(|state| (state.promised_epoch, state.committed_epoch) = (3, 3)).unwrap();
         for epoch in [2, 3] {
             let error = commit(&store, branch(epoch)).unwrap_err();
             assert_eq!(Fault::outcome_of(&error), Outcome::Refused, "{error:#}");
         }
         assert_eq!((store.state().committed_epoch, store.state().promoting), (3, None));
+        assert!(commit(&store, branch(4)).is_err(), "nothing was promised");
+        store.update_state(|state| (state.promised_epoch, state.promise) = (5, Some(promise(4)))).unwrap();
+        assert!(commit(&store, branch(4)).is_err(), "it has voted for another since");
+        store.update_state(|state| (state.promised_epoch, state.promise) = (4, Some(promise(4)))).unwrap();
         commit(&store, branch(4)).unwrap();
+        assert_eq!(store.state().promise, None);
         assert_eq!((store.state().committed_epoch, store.state().promoting), (4, Some(branch(4))));
     }
 

@@ -2,12 +2,36 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-/// A request for a promotion.
-pub struct Request {
+use crate::promote::Wish;
+
+/// What is asked for.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Promotion {
     /// Accept what would be refused.
     pub force: bool,
     /// Only say what would be done.
     pub dry_run: bool,
+    /// Promote whoever is the right one.
+    pub elect: bool,
+    /// The primary hands over; it is not lost.
+    pub switchover: bool,
+    /// The most bytes that may be lost.
+    pub max_loss_bytes: Option<u64>,
+    /// Makes sure that the old primary is down; `None` for what the configuration says.
+    pub fence_command: Option<String>,
+}
+
+impl Promotion {
+    /// What the planner is told of it.
+    pub fn wish(&self) -> Wish {
+        Wish { force: self.force, max_loss_bytes: self.max_loss_bytes }
+    }
+}
+
+/// A request for a promotion.
+pub struct Request {
+    /// What is asked for.
+    pub promotion: Promotion,
     /// Where progress is told, line by line.
     pub say: mpsc::Sender<String>,
     /// The outcome.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::promotion;
 use super::request::Request;
-use super::{by_hand, follow, members, postgres, reseed, retention, samples, trouble};
+use super::{by_hand, follow, members, order, postgres, reseed, retention, samples, trouble, votes};
 use crate::clock::WallTime;
 use crate::feed::{self, ServerVersion};
 use crate::link::message::Route;
@@ -39,12 +39,18 @@ pub struct Requests {
     pub promotions: mpsc::Receiver<Request>,
     /// Re-seeds.
     pub reseeds: mpsc::Receiver<reseed::Request>,
+    /// Votes.
+    pub freezes: votes::Freezes,
 }
 
 /// Runs until the node ends, is promoted, or is to be seeded anew.
 pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     let noting = async {
         trouble::until_noted(&node, "note the role", become_standby).await?;
+        let taken = node.blocking("take an own promise back", |node| {
+            node.store.update_state(|state| votes::take_own_back(state, &node.config.name))
+        });
+        trouble::unless_of_disk(taken.await?)?;
         let closed = node.blocking("close an exposure", close_exposure).await?;
         trouble::unless_of_disk(closed)?;
         std::future::pending().await
@@ -60,6 +66,7 @@ pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        () = votes::follow_up(Arc::clone(&node)) => Ok(End::Stopped),
         ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         failed = start_postgres(&node) => failed,
         failed = feed_failed(&mut feeding) => failed,
@@ -126,12 +133,12 @@ async fn feed_failed(feeding: &mut tokio::task::JoinHandle<anyhow::Result<()>>) 
     std::future::pending().await
 }
 
-/// Follows, and promotes when that is asked for; a promotion that fails before it is committed leaves a standby.
+/// Follows, and votes and promotes when that is asked for; a promotion that fails before it is committed leaves a standby.
 async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     loop {
         let following = node.token.child_token();
         let mut follower = node.tasks.spawn(by_hand::follow_unless(Arc::clone(node), following.clone()));
-        let (plan, request) = loop {
+        let asked = loop {
             // Cancellation-safe: a request is taken whole or stays in its channel.
             let request = tokio::select! {
                 ended = &mut follower => match ended.context("follow the primary")?? {
@@ -139,34 +146,88 @@ async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                     follow::End::PastFork => return Ok(End::PastFork),
                     follow::End::LogGone { reason } => return Ok(End::LogGone { reason }),
                 },
+                Some(freeze) = requests.freezes.recv() => break Asked::Freeze(freeze),
+                Some(request) = requests.reseeds.recv() => break Asked::Reseed(request),
                 request = requests.promotions.recv() => request,
-                Some(request) = requests.reseeds.recv() => {
-                    following.cancel();
-                    follower.await.context("stop receiving")??;
-                    return Ok(End::Reseed(request));
-                }
             };
             let Some(request) = request else { return Ok(End::Stopped) };
-            match promotion::plan(node, &request).await {
-                Ok(plan) if !request.dry_run => break (plan, request),
-                Ok(plan) => {
-                    let planned = format!("epoch {} would be committed; nothing was changed", plan.epoch);
-                    request.answer(Ok(planned));
-                }
-                Err(error) => request.answer(Err(error)),
+            if let Some((prepared, request)) = prepare(node, request).await {
+                break Asked::Promotion(prepared, request);
             }
         };
         following.cancel();
         follower.await.context("stop receiving")??;
-        match promotion::carry_out(node, &plan, &request).await {
-            Ok(done) => {
-                request.answer(Ok(done));
-                return Ok(End::Promoted);
-            }
-            Err(error) => {
-                tracing::warn!("the promotion failed, going on as a standby: {error:#}");
-                request.answer(Err(error));
+        match asked {
+            Asked::Reseed(request) => return Ok(End::Reseed(request)),
+            Asked::Freeze(freeze) => votes::freeze(node, freeze).await,
+            Asked::Promotion(prepared, request) => {
+                if promote(node, *prepared, request, requests).await {
+                    return Ok(End::Promoted);
+                }
             }
         }
     }
+}
+
+/// For what receiving ends.
+enum Asked {
+    Promotion(Box<promotion::Prepared>, Request),
+    Freeze(votes::Freeze),
+    Reseed(reseed::Request),
+}
+
+/// Looks at what a promotion would be. Whoever asked is answered when there is nothing to carry out here.
+async fn prepare(node: &Arc<Node>, request: Request) -> Option<(Box<promotion::Prepared>, Request)> {
+    match promotion::look(node, &request).await {
+        Ok(promotion::Outlook::Here(prepared)) if !request.promotion.dry_run => {
+            return Some((prepared, request));
+        }
+        Ok(promotion::Outlook::Here(prepared)) => {
+            let epoch = prepared.plan().epoch;
+            request.answer(Ok(format!("epoch {epoch} would be committed; nothing was changed")));
+        }
+        Ok(promotion::Outlook::Elsewhere(name, _)) if request.promotion.dry_run => {
+            request.answer(Ok(format!(
+                "{name} would be promoted, the furthest of those who answer; nothing was changed"
+            )));
+        }
+        Ok(promotion::Outlook::Elsewhere(name, address)) => {
+            let (node, tasks) = (Arc::clone(node), node.tasks.clone());
+            tasks.spawn(async move {
+                request.say(format!("{name} is the right one: promoting it")).await;
+                let done = order::promote(&node, &address, &request).await;
+                request.answer(done);
+            });
+        }
+        Err(error) => request.answer(Err(error)),
+    }
+    None
+}
+
+/// Promotes this node; whether it is the primary now. Votes that are asked for meanwhile are refused: it stands itself.
+async fn promote(
+    node: &Arc<Node>,
+    prepared: promotion::Prepared,
+    request: Request,
+    requests: &mut Requests,
+) -> bool {
+    let mut carried_out = Box::pin(promotion::carry_out(node, prepared, &request));
+    let done = loop {
+        // Cancellation-safe: the promotion is pinned outside, and a vote that is taken is answered at once.
+        tokio::select! {
+            done = &mut carried_out => break done,
+            Some(freeze) = requests.freezes.recv() => {
+                let busy = anyhow::anyhow!("{} is being promoted itself", node.config.name);
+                // A candidate that has gone asks again.
+                let _ = freeze.done.send(Err(busy));
+            }
+        }
+    };
+    drop(carried_out);
+    let is_promoted = done.is_ok();
+    if let Err(error) = &done {
+        tracing::warn!("the promotion failed, going on as a standby: {error:#}");
+    }
+    request.answer(done);
+    is_promoted
 }

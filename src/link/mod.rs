@@ -25,7 +25,7 @@ pub use socket::{Link, Security, Socket};
 
 /// Version of everything on the wire. Fields of JSON messages may be added under the same number; whatever an old
 /// peer would misunderstand takes a new one.
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 5;
 
 /// Each end of a connection says something at least this often: a [`Message::Heartbeat`], an
 /// [`Message::Ack`] or, while a backup waits, a [`Message::BackupPhase`].

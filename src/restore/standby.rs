@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::durable::{self, FileError};
 
 const SETTINGS_FILE: &str = "postgresql.auto.conf";
-const SIGNAL_FILE: &str = "standby.signal";
+/// Makes PostgreSQL start as a standby.
+pub const SIGNAL_FILE: &str = "standby.signal";
 
 /// How soon a walreceiver tries again: PostgreSQL's own 5 s would be lag after every restart of the sidecar
 /// (pg-facts, C.6).

@@ -52,7 +52,7 @@ pub use exposures::{Closed, EXPOSURES_FILE, Exposure, Exposures};
 pub use index::Mark;
 pub use reset::Log;
 pub use retention::{Hold, Retention};
-pub use state::{Configured, Forgotten, Member, MemberRole, NodeRole, State};
+pub use state::{Configured, Forgotten, Member, MemberRole, NodeRole, Promise, State, Superseded};
 pub use timeline::{Branch, Fork, TimelineIdentity};
 pub use trouble::{Part, Trouble, Troubles};
 pub use writer::Writer;

@@ -70,6 +70,30 @@ pub struct Forgotten {
     pub at: WallTime,
 }
 
+/// A vote that binds this node until it knows what became of the election.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Promise {
+    /// The epoch.
+    pub epoch: u64,
+    /// Who is to be promoted; this node itself where it is the candidate.
+    pub candidate: String,
+    /// Where it is asked, `host:port`.
+    pub address: String,
+    /// When it was given.
+    pub at: WallTime,
+    /// This node is a primary, whose PostgreSQL was stopped for it and is to stay so.
+    pub stops_primary: bool,
+}
+
+/// The promotion that left this node behind, a primary.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Superseded {
+    /// The epoch that was committed.
+    pub epoch: u64,
+    /// The node that was promoted.
+    pub by: String,
+}
+
 /// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -87,6 +111,10 @@ pub struct State {
     pub promised_epoch: u64,
     /// The highest epoch this node knows to be committed.
     pub committed_epoch: u64,
+    /// An election that this node has voted in, and does not know the outcome of.
+    pub promise: Option<Promise>,
+    /// The promotion that left this node behind, until it has rejoined.
+    pub superseded: Option<Superseded>,
     /// The server's `server_version_num`, such as 150018; zero when never seen.
     pub server_version: u32,
     /// A promotion of this node that was committed, until its timeline is in the store.
@@ -128,6 +156,10 @@ struct StateFile {
     promised_epoch: u64,
     committed_epoch: u64,
     #[serde(default)]
+    promise: Option<Promise>,
+    #[serde(default)]
+    superseded: Option<Superseded>,
+    #[serde(default)]
     server_version: u32,
     #[serde(default)]
     promoting: Option<Branch>,
@@ -155,6 +187,8 @@ impl State {
             role: None,
             promised_epoch: 0,
             committed_epoch: 0,
+            promise: None,
+            superseded: None,
             server_version: 0,
             promoting: None,
             past_fork: None,
@@ -191,6 +225,18 @@ impl State {
         self.promoting.as_ref().or(made).map_or(0, |branch| branch.epoch)
     }
 
+    /// The epoch below which this node takes no WAL and acknowledges none.
+    pub fn binding_epoch(&self) -> u64 {
+        self.promise.as_ref().map_or(0, |promise| promise.epoch).max(self.committed_epoch)
+    }
+
+    /// Takes note that an epoch was committed; a promise of that epoch or a lower one is kept with it.
+    pub fn learn(&mut self, epoch: u64) {
+        self.committed_epoch = self.committed_epoch.max(epoch);
+        self.promised_epoch = self.promised_epoch.max(self.committed_epoch);
+        self.promise.take_if(|promise| promise.epoch <= self.committed_epoch);
+    }
+
     /// The member of that name.
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
@@ -217,6 +263,8 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         role: state.role,
         promised_epoch: state.promised_epoch,
         committed_epoch: state.committed_epoch,
+        promise: state.promise.clone(),
+        superseded: state.superseded.clone(),
         server_version: state.server_version,
         promoting: state.promoting.clone(),
         past_fork: state.past_fork,
@@ -243,6 +291,8 @@ pub(super) fn read(path: &Path) -> Result<State, StoreError> {
         role: file.role,
         promised_epoch: file.promised_epoch,
         committed_epoch: file.committed_epoch,
+        promise: file.promise,
+        superseded: file.superseded,
         server_version: file.server_version,
         promoting: file.promoting,
         past_fork: file.past_fork,

@@ -14,7 +14,7 @@ use walship::demo::cluster::connect;
 use walship::pg::{Level, Lsn};
 use walship::report::commits::Seat;
 
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 
 /// A primary and two standbys.
 pub struct Three {
@@ -384,7 +384,7 @@ async fn a_promoted_node_goes_on_with_the_policy_that_it_was_told() {
     }
     three.db2.knows(&["db1", "db2", "db3"]).await;
     three.db1.dies().await;
-    let said = three.db2.walship(&["promote"]).await.exited_with(0);
+    let said = three.db2.walship(&PROMOTE).await.exited_with(0);
     assert!(said.stderr.contains("commits will wait for any 1 (*)"), "{said:?}");
     assert_eq!(standby_names(&three.db2).await, "walship");
     // db3 alone is left of those that count.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use anyhow::ensure;
 use walship::report::Role;
 
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 use crate::http::{get, serves_http};
 
 /// What is said of it in the log and in every report.
@@ -174,7 +174,7 @@ async fn a_standby_drops_the_slot_that_it_had_as_a_primary_and_no_other() {
     db2.knows(&["db1", "db2"]).await;
     db2.follows(&db1).await;
     db1.dies().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     write(&db2, "after").await;
     db2.captures().await;
     let has =

@@ -11,7 +11,7 @@ use walship::demo::{ClusterOptions, Proxy, Random, Workload, WorkloadOptions};
 use walship::pg::Lsn;
 
 use crate::cascade::{prefers, standby_of, takes};
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 
 const ROUNDS_VARIABLE: &str = "WALSHIP_ROUNDS";
 const ROUNDS: u32 = 4;
@@ -158,7 +158,7 @@ impl Cascade {
         let winner = nodes.remove(self.random.below(nodes.len() as u64) as usize);
         println!("promoting {}", winner.name());
         let shipped = winner.status().await.unwrap().store.durable;
-        winner.walship(&["promote"]).await.succeeded();
+        winner.walship(&PROMOTE).await.succeeded();
         let verified = ledger.verify(&winner.cluster.conninfo(), Some(shipped)).await.unwrap();
         println!("{} rows are there, {} were never shipped", verified.present, verified.lost_beyond);
         winner.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000)").await.unwrap();

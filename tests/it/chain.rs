@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use walship::pg::Lsn;
 
 use crate::cascade::{hears_of, standby_of, takes, writers, written};
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 use crate::moving::{nothing_came_twice, received};
 
 /// A head, a middle and a tail, and commits that wait for the tail.
@@ -73,7 +73,7 @@ async fn a_dead_middle_is_bridged_under_load_and_the_tail_has_all_that_was_ackno
     }
     nothing_came_twice(&db3, begun).await;
     // The middle need not be asked: whatever was acknowledged is at the tail.
-    let said = db3.walship(&["promote"]).await.exited_with(0);
+    let said = db3.walship(&PROMOTE).await.exited_with(0);
     assert!(said.stderr.contains("db2 does not answer"), "{said:?}");
     let ledger = workload.ledger();
     let verified = ledger.verify(&db3.cluster.conninfo(), None).await.unwrap();

@@ -20,7 +20,7 @@ use self::draw::Fault::{CutPrimary, Freeze, KillBoth, KillSidecar, ResetPrimary,
 use self::draw::{Draw, Fault, Policy};
 use self::witness::Witness;
 use crate::cascade::{prefers, takes, written};
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 
 const ROUNDS_VARIABLE: &str = "WALSHIP_ROUNDS";
 const ROUNDS: u32 = 10;
@@ -280,7 +280,7 @@ impl Disaster {
         let mut at = *self.random.pick(&up);
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let done = self.standbys[at].node.walship(&["promote"]).await;
+            let done = self.standbys[at].node.walship(&PROMOTE).await;
             let said = done.stderr.clone();
             let Err(error) = done.exits(0) else { break };
             assert!(Instant::now() < deadline, "nobody is promoted: {error:#}");

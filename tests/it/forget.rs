@@ -7,7 +7,7 @@ use walship::report::Status;
 
 use crate::ack::Three;
 use crate::cascade::{hears_of, standby_of, takes};
-use crate::harness::{Node, Test, eventually};
+use crate::harness::{Node, PROMOTE, Test, eventually};
 
 const REFUSED: &str = "was taken off the list of members with `walship forget`";
 
@@ -125,7 +125,7 @@ async fn a_scrapped_member_holds_nothing_counts_for_nothing_and_comes_back_by_in
     db1.dies().await;
     assert!(db2.sidecar.terminate().await.success());
     db2.run().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     db3.run().await;
     eventually("db2 refuses db3, too", async || {
         let status = db3.walship(&["status"]).await.exits(0)?.stdout;

@@ -4,7 +4,7 @@ use anyhow::ensure;
 use walship::demo::ClusterOptions;
 use walship::pg::Lsn;
 
-use crate::harness::{Disk, Node, Test, eventually, ran_with_own_mounts};
+use crate::harness::{Disk, Node, PROMOTE, Test, eventually, ran_with_own_mounts};
 
 const DISK_BYTES: u64 = 32 << 20;
 
@@ -182,7 +182,7 @@ async fn a_state_that_cannot_be_written_lets_nobody_in_and_promotes_nobody() {
     db2.walship(&["promote"]).await.failed(1, &["walship.state.tmp"]);
     assert_eq!(db2.cluster.value("SELECT pg_is_in_recovery()").await.unwrap(), "t");
     std::fs::remove_dir(in_the_way).unwrap();
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     write(&db2, "after").await;
     db3.equals(&db2).await;
     is_well(&db2).await;

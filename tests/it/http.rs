@@ -11,7 +11,7 @@ use walship::demo::cluster::rows_of;
 use walship::demo::{ClusterOptions, Proxy};
 use walship::report::{Role, json};
 
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 
 /// Has a node serve HTTP when it is started.
 pub fn serves_http(test: &Test, node: &mut Node) -> SocketAddr {
@@ -191,7 +191,7 @@ async fn a_promotion_flips_both_paths_once_and_before_it_says_that_it_is_done() 
     assert!(ask(http1, "/primary").await.is_err(), "a sidecar that is gone answers nobody");
     let stop = tokio_util::sync::CancellationToken::new();
     let watched = ["/primary", "/standby"].map(|path| tokio::spawn(watch(http2, path, stop.clone())));
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     assert_eq!((code_of(http2, "/primary").await, code_of(http2, "/standby").await), (200, 503));
     assert_eq!(code_of(http3, "/primary").await, 503);
     stop.cancel();

@@ -35,6 +35,8 @@ mod delta;
 mod demo;
 /// The primary is killed and its disk taken away: what was acknowledged is on the one that takes over.
 mod disaster;
+/// Votes, fences, and the WAL that others have.
+mod election;
 /// Commits that go on unprotected past the stall limit, and the log of them.
 mod exposures;
 /// The same, with a sidecar that dies meanwhile.

@@ -7,7 +7,7 @@ use walship::demo::{Binaries, ClusterOptions};
 use walship::pg::sql::ServerVersion;
 
 use crate::harness::tools::{has_version, not_run};
-use crate::harness::{Node, Test, eventually};
+use crate::harness::{Node, PROMOTE, Test, eventually};
 
 /// Names folders with servers of more versions, with `:` between them: those that Debian did not install.
 const FOLDERS_VARIABLE: &str = "WALSHIP_PG_BINS";
@@ -33,7 +33,7 @@ async fn short_life(binaries: Binaries) {
     db1.cluster.sql("INSERT INTO t SELECT generate_series(1, 10000)").await.unwrap();
     db2.follows(&db1).await;
     db1.dies().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     db2.cluster.sql("INSERT INTO t VALUES (0)").await.unwrap();
     assert_eq!(db2.cluster.value("SELECT count(*) FROM t").await.unwrap(), "20001");
     db2.captures().await;
@@ -88,7 +88,7 @@ async fn summaries_of_wal_and_synchronised_slots_are_in_nobodys_way() {
         eventually("the WAL is summarised", async || has_files(&folder)).await;
     }
     db1.dies().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     db2.cluster.sql("INSERT INTO t VALUES (0)").await.unwrap();
 }
 

@@ -8,7 +8,7 @@ use walship::demo::digest;
 use walship::report::Status;
 
 use crate::cascade::{all_are_equal, hears_of, standby_of, takes, writers, written};
-use crate::harness::{Node, Test, eventually};
+use crate::harness::{Node, PROMOTE, Test, eventually};
 
 /// What a standby received since its sidecar started, and where its store ends.
 #[derive(Clone, Copy)]
@@ -158,7 +158,7 @@ async fn a_promoted_relay_keeps_those_behind_it() {
     let plan = db2.walship(&["promote", "--dry-run"]).await.exited_with(0);
     assert!(plan.stderr.contains("db3 does not answer") && !plan.stderr.contains("db4 does not"), "{plan:?}");
     db3.run().await;
-    let done = db2.walship(&["promote"]).await.succeeded();
+    let done = db2.walship(&PROMOTE).await.succeeded();
     assert!(done.contains("db2 is the primary of epoch 1"), "{done}");
     takes(&db3, &["db3", "db2"]).await;
     takes(&db4, &["db4", "db2"]).await;
@@ -172,7 +172,7 @@ async fn a_promoted_tail_is_followed_by_the_relay_that_it_followed() {
     let test = Test::new();
     let [mut db1, db2, db3, db4] = tree(&test).await;
     db1.dies().await;
-    db3.walship(&["promote"]).await.succeeded();
+    db3.walship(&PROMOTE).await.succeeded();
     takes(&db2, &["db2", "db3"]).await;
     takes(&db4, &["db4", "db3"]).await;
     all_came_along(&db3, &[&db2, &db4]).await;
@@ -192,7 +192,7 @@ async fn behind_another_childs_promotion_the_whole_cascade_comes_along() {
     let [mut db1, db2, db3, db4] = tree(&test).await;
     let begun = received(&db3).await;
     db1.dies().await;
-    db4.walship(&["promote"]).await.succeeded();
+    db4.walship(&PROMOTE).await.succeeded();
     takes(&db2, &["db2", "db4"]).await;
     takes(&db3, &["db3", "db2", "db4"]).await;
     all_came_along(&db4, &[&db2, &db3]).await;

@@ -68,6 +68,8 @@ async fn received(primary: &Node, standby: &Node) {
 /// The primary is lost, and db2 is promoted without what db3 has.
 async fn lost(mut db1: Node, db2: &mut Node) {
     db1.dies().await;
+    // Otherwise it would have it.
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
     db2.run().await;
     db2.walship(&["promote", "--force"]).await.exited_with(0);
     db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
@@ -226,6 +228,8 @@ async fn from_the_end_of_a_segment_it_goes_back_also_with_a_sidecar_that_was_awa
     only_db3_gets(&db1, &mut db2, &db3).await;
     db3.sidecar.terminate().await;
     db1.dies().await;
+    // Otherwise it would have it.
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
     db2.run().await;
     db2.walship(&["promote", "--force"]).await.exited_with(0);
     db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
@@ -252,6 +256,8 @@ async fn a_relay_and_the_one_behind_it_both_go_back() {
     }
     prefers(&mut db4, &[&db3]);
     db1.dies().await;
+    // Otherwise it would have it.
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
     db2.run().await;
     db2.walship(&["promote", "--force"]).await.exited_with(0);
     db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();

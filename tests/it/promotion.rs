@@ -4,7 +4,7 @@ use anyhow::ensure;
 use walship::demo::digest;
 use walship::report::{Role, Status};
 
-use crate::harness::{Node, Test, eventually};
+use crate::harness::{Node, PROMOTE, Test, eventually};
 
 /// What stands of a node in another's status.
 fn member<'a>(status: &'a Status, name: &str) -> &'a walship::report::Member {
@@ -16,13 +16,13 @@ fn member<'a>(status: &'a Status, name: &str) -> &'a walship::report::Member {
 }
 
 /// Writes a table that a later look can tell apart.
-async fn write(node: &Node, table: &str) {
+pub async fn write(node: &Node, table: &str) {
     let statement = format!("CREATE TABLE {table} AS SELECT generate_series(1, 1000) AS a");
     node.cluster.sql(&statement).await.unwrap();
 }
 
 /// A primary and two standbys that know of each other, so that any of them can be asked.
-async fn three(test: &Test) -> (Node, Node, Node) {
+pub async fn three(test: &Test) -> (Node, Node, Node) {
     let db1 = test.primary("db1").await;
     let (db2, db3) = (test.standby("db2", &db1).await, test.standby("db3", &db1).await);
     write(&db1, "before").await;
@@ -56,11 +56,14 @@ async fn a_primary_that_answers_is_not_replaced() {
     // At once: it has not noted yet who else there is.
     let flushed = db1.cluster.value("SELECT pg_current_wal_flush_lsn()").await.unwrap();
     for arguments in [&["promote"][..], &["promote", "--dry-run"]] {
-        let texts =
-            ["PostgreSQL on db1 still answers as the primary", "hint: Stop PostgreSQL on db1", &flushed];
+        let texts = [
+            "PostgreSQL on db1 still answers as the primary",
+            "hint: `walship switchover` hands over",
+            &flushed,
+        ];
         db2.walship(arguments).await.failed(3, &texts);
     }
-    let done = db1.walship(&["promote"]).await.succeeded();
+    let done = db1.walship(&PROMOTE).await.succeeded();
     assert!(done.contains("db1 is the primary already"), "{done}");
     write(&db1, "goes_on").await;
     db2.follows(&db1).await;
@@ -77,7 +80,7 @@ async fn the_other_standby_follows_the_new_primary_without_a_restart() {
     assert!(plan.stdout.contains("nothing was changed") && plan.stderr.contains("at stake"), "{plan:?}");
     assert!(db2.status().await.unwrap().node.role == Role::Standby);
 
-    let done = db2.walship(&["promote"]).await.succeeded();
+    let done = db2.walship(&PROMOTE).await.succeeded();
     assert!(done.contains("db2 is the primary of epoch 1"), "{done}");
     write(&db2, "after").await;
     db3.equals(&db2).await;
@@ -98,7 +101,7 @@ async fn the_other_standby_follows_the_new_primary_without_a_restart() {
     db3.walship(&["lag", "--warn", "64MiB,30s"]).await.succeeded();
     let table = db2.walship(&["lag", "--format", "table"]).await.stdout;
     assert!(table.contains("db3") && !table.contains("db2 "), "{table}");
-    let again = db2.walship(&["promote"]).await.succeeded();
+    let again = db2.walship(&PROMOTE).await.succeeded();
     assert!(again.contains("db2 is the primary already, of epoch 1"), "{again}");
     db3.same_content_as(&db2);
 }
@@ -113,9 +116,9 @@ async fn the_one_that_is_behind_is_refused_and_can_be_forced() {
     db3.follows(&db1).await;
     db1.dies().await;
     db2.run().await;
-    let texts = ["db3 is further along, at", "hint: Run `walship promote` on db3", "and will be lost"];
+    let texts = ["db3 is further along, at", "hint: Run `walship promote` on db3", "no WAL beyond"];
     db2.walship(&["promote"]).await.failed(3, &texts);
-    let done = db3.walship(&["promote"]).await.succeeded();
+    let done = db3.walship(&PROMOTE).await.succeeded();
     assert!(done.contains("db3 is the primary of epoch 1"), "{done}");
     ships_at(&mut db3, "").await;
     db2.equals(&db3).await;
@@ -145,7 +148,7 @@ async fn nobody_is_promoted_while_a_silent_one_may_alone_have_acknowledged_commi
     db3.walship(&["promote"]).await.failed(3, &texts);
     db3.walship(&["promote", "--dry-run"]).await.failed(3, &texts);
     db2.run().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     assert_eq!(db2.cluster.value("SELECT count(*) FROM acknowledged").await.unwrap(), "1000");
     db3.equals(&db2).await;
 }
@@ -166,7 +169,7 @@ async fn one_that_is_behind_gets_what_another_has_and_can_be_promoted() {
         Ok(())
     })
     .await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     assert_eq!(digest::digest(&db2.cluster.conninfo()).await.unwrap(), rows);
     db3.equals(&db2).await;
 }
@@ -182,9 +185,12 @@ async fn forced_the_loss_is_named() {
     db3.follows(&db1).await;
     db3.cluster.sql("CHECKPOINT").await.unwrap();
     db1.dies().await;
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
     db2.run().await;
     let forced = db2.walship(&["promote", "--force"]).await.exited_with(0);
-    for text in ["warning: db3 is further along", "at stake: WAL from", "and will be lost"] {
+    for text in
+        ["warning: db3 is further along", "pull WAL from db3", "at stake: WAL from", "and will be lost"]
+    {
         assert!(forced.stderr.contains(text), "{forced:?}");
     }
     // The other one has what the new primary never had in its files: it must not follow, and says why.
@@ -214,12 +220,12 @@ async fn finishes_after(point: &str) {
     db2.sidecar.set("WALSHIP_FAILPOINTS", &format!("{point}=abort"));
     db2.run().await;
     db1.dies().await;
-    db2.walship(&["promote"]).await.failed(4, &["the sidecar ended without an answer"]);
+    db2.walship(&PROMOTE).await.failed(4, &["the sidecar ended without an answer"]);
     db2.sidecar.ended().await;
 
     db2.sidecar.set("WALSHIP_FAILPOINTS", "");
     db2.run().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     write(&db2, "after").await;
     db2.captures().await;
     let status = db2.status().await.unwrap();
@@ -305,13 +311,19 @@ async fn a_primary_that_comes_back_is_told_that_it_is_none() {
     let test = Test::new();
     let (mut db1, db2, mut db3) = three(&test).await;
     db1.dies().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     db1.cluster.start().await.unwrap();
     db1.sidecar.expect_log("this node was superseded");
     db1.run().await;
     db1.sidecar.wait_log("this node was superseded").await;
     let texts = ["db1 was superseded: db2 was promoted with epoch 1", "hint: Stop PostgreSQL here"];
     db1.walship(&["promote"]).await.failed(3, &texts);
+    eventually("its PostgreSQL is stopped, and starts as no primary", async || {
+        ensure!(!db1.cluster.is_ready().await, "it is up");
+        ensure!(db1.cluster.data_directory().join("standby.signal").exists(), "it would write");
+        Ok(())
+    })
+    .await;
 
     // It is no standby, and nobody waits for it; of those that follow, who is down is said.
     let limits = ["lag", "--warn", "64MiB,30s", "--crit", "1GiB,5m"];
@@ -321,9 +333,6 @@ async fn a_primary_that_comes_back_is_told_that_it_is_none() {
     assert!(table.contains("db1    superseded"), "{table}");
     assert!(table.contains("warning: db1 was superseded and does not follow"), "{table}");
     assert!(!table.contains("held by      db1"), "{table}");
-    // At the old primary that is an alarm, until its PostgreSQL is stopped.
-    let said = db1.walship(&limits).await.exited_with(2).stdout;
-    assert!(said.contains("CRITICAL - superseded: db2 was promoted with epoch 1; stop PostgreSQL"), "{said}");
     eventually("the old primary shows the new one", async || {
         let status = db1.status().await?;
         ensure!(status.node.role == Role::Superseded, "{status:?}");
@@ -331,9 +340,18 @@ async fn a_primary_that_comes_back_is_told_that_it_is_none() {
         Ok(())
     })
     .await;
-    db1.stops().await;
     let said = db1.walship(&limits).await.exited_with(3).stdout;
     assert!(said.contains("UNKNOWN - this node was superseded and has no standbys any more"), "{said}");
+    // Whoever starts it by hand is stopped, also after the sidecar was restarted.
+    assert!(db1.sidecar.terminate().await.success());
+    std::fs::remove_file(db1.cluster.data_directory().join("standby.signal")).unwrap();
+    db1.cluster.start().await.unwrap();
+    db1.run().await;
+    eventually("it is stopped again", async || {
+        ensure!(!db1.cluster.is_ready().await, "it is up");
+        Ok(())
+    })
+    .await;
     db3.sidecar.terminate().await;
     eventually("the standby that is down is said", async || {
         let said = db2.walship(&limits).await.exits(3)?.stdout;
@@ -357,7 +375,7 @@ async fn promoted_before_the_members_were_noted_it_knows_them_all_the_same() {
     db3.follows(&db1).await;
     db3.knows(&["db1", "db2", "db3"]).await;
     db1.dies().await;
-    db3.walship(&["promote"]).await.succeeded();
+    db3.walship(&PROMOTE).await.succeeded();
     db3.sidecar.kill().await;
     db3.sidecar.set("WALSHIP_FAILPOINTS", "");
     db3.run().await;
@@ -381,7 +399,7 @@ async fn a_postgresql_that_has_all_already_need_not_stream_to_be_promoted() {
     // A new process knows nothing of what the feed gave.
     db2.sidecar.terminate().await;
     db2.run().await;
-    let done = db2.walship(&["promote"]).await.succeeded();
+    let done = db2.walship(&PROMOTE).await.succeeded();
     assert!(done.contains("db2 is the primary of epoch 1"), "{done}");
     assert_eq!(db2.cluster.value("SELECT count(*) FROM before").await.unwrap(), "1000");
 }
@@ -400,11 +418,11 @@ async fn a_role_that_may_not_promote_is_refused_before_there_is_no_way_back() {
     db1.dies().await;
     db2.sidecar.expect_log("the promotion failed, going on as a standby");
     let texts = ["the role walship may not promote", "hint: A superuser grants it", "run `pg_ctl promote`"];
-    db2.walship(&["promote"]).await.failed(3, &texts);
+    db2.walship(&PROMOTE).await.failed(3, &texts);
     assert_eq!(db2.status().await.unwrap().node.committed_epoch, 0);
     db2.sidecar.expect_log("promoted by hand");
     db2.cluster.promote().await.unwrap();
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     write(&db2, "after").await;
     db2.captures().await;
 }
@@ -419,7 +437,7 @@ async fn asked_for_twice_at_once_a_promotion_answers_both() {
     db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-drained=sleep:2s");
     db2.run().await;
     db1.dies().await;
-    let (one, two) = tokio::join!(db2.walship(&["promote"]), db2.walship(&["promote"]));
+    let (one, two) = tokio::join!(db2.walship(&PROMOTE), db2.walship(&PROMOTE));
     let told = [one.succeeded(), two.succeeded()];
     let first = told.iter().filter(|told| told.contains("db2 is the primary of epoch 1")).count();
     let second = told.iter().filter(|told| told.contains("db2 was promoted meanwhile")).count();
@@ -436,7 +454,7 @@ async fn killed_with_its_postgresql_after_the_promotion_it_comes_back_as_the_pri
     db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-promoted=abort");
     db2.run().await;
     db1.dies().await;
-    db2.walship(&["promote"]).await.failed(4, &["the sidecar ended without an answer"]);
+    db2.walship(&PROMOTE).await.failed(4, &["the sidecar ended without an answer"]);
     db2.sidecar.ended().await;
     db2.cluster.kill().await.unwrap();
     db2.sidecar.set("WALSHIP_FAILPOINTS", "");

@@ -9,7 +9,7 @@ use walship::demo::Proxy;
 use walship::restore::target::MARKER_FILE;
 
 use crate::delta::{primary_behind_a_link, verify};
-use crate::harness::{Node, Test, eventually};
+use crate::harness::{Node, PROMOTE, Test, eventually};
 use crate::promotion::{ships_at, write_much};
 
 /// A standby beside a primary that is reached through a proxy, both with rows that do not compress.
@@ -116,7 +116,7 @@ async fn with_auto_reseed_a_standby_that_was_let_go_comes_back_by_itself() {
     .await;
     // Promoted, it serves like one that never was away.
     db1.dies().await;
-    db2.walship(&["promote"]).await.exited_with(0);
+    db2.walship(&PROMOTE).await.exited_with(0);
     db2.cluster.sql("INSERT INTO noise SELECT 0, 'later'").await.unwrap();
 }
 

@@ -9,7 +9,7 @@ use walship::fault::{Fault, Outcome};
 use walship::pg::{Lsn, TimelineId};
 use walship::report::wait::{Timeout, Wait};
 
-use crate::harness::{Node, PATIENCE, Test, eventually};
+use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 
 /// More than a row needs to get across on a busy machine.
 const LONG: Timeout = Timeout(PATIENCE);
@@ -237,7 +237,7 @@ async fn a_promotion_leaves_positions_behind_and_those_who_name_the_timeline_are
         let client = Client::connect(&db3.store()).await.unwrap();
         async move { client.wait(&wait).await }
     });
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     let (found, said) = outcome(waiting.await.unwrap());
     assert!(found == Outcome::Refused && said.contains("a promotion ended its timeline at"), "{said}");
 

@@ -127,12 +127,14 @@ pub fn check(
         Side::Dialling => (theirs, ours),
         Side::Accepting => (ours, theirs),
     };
-    check_epochs(source, target)?;
+    if asker.purpose != Purpose::Salvage {
+        check_epochs(source, target)?;
+    }
     if asker.purpose == Purpose::Stream {
         check_route(source, target)?;
     }
     match asker.purpose {
-        Purpose::Stream | Purpose::Wal => check_timelines(ours, theirs),
+        Purpose::Stream | Purpose::Wal | Purpose::Salvage => check_timelines(ours, theirs),
         // A backup replaces whatever history the asker had.
         _ => Ok(()),
     }

@@ -30,7 +30,7 @@ pub struct Hello {
     /// under these counts any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_store_uuids: Vec<String>,
-    /// The highest epoch that the node has promised.
+    /// The highest epoch that binds the node: it takes nothing from one that knows only lower ones.
     pub promised_epoch: u64,
     /// The highest epoch that the node knows to be committed.
     pub committed_epoch: u64,
@@ -115,6 +115,8 @@ pub enum Purpose {
     /// WAL down as for a member, but nothing is kept for the asker and its acknowledgements do not count: the WAL
     /// that belongs to a base backup, which the backup itself holds.
     Wal,
+    /// The same for a candidate, from a node whose log stands still: it lacks what that one has.
+    Salvage,
     /// Questions.
     Ask,
     /// Something that a newer version wants.
@@ -271,6 +273,9 @@ pub struct Member {
 pub struct MemberList {
     /// All nodes, the primary first.
     pub members: Vec<Member>,
+    /// Whether commits are protected at the primary; `None` when they wait for nobody.
+    #[serde(default)]
+    pub protection: Option<Protection>,
     /// Those that a person took off the list.
     #[serde(default)]
     pub forgotten: Vec<Forgotten>,
@@ -281,6 +286,17 @@ impl MemberList {
     pub fn has_forgotten(&self, name: &str, certificate_serial: u64) -> bool {
         self.forgotten.iter().any(|gone| gone.name == name && certificate_serial <= gone.certificate_serial)
     }
+}
+
+/// What a primary says of its commits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Protection {
+    /// They wait for the policy, and none goes on without.
+    pub is_armed: bool,
+    /// What was released by then.
+    pub released_lsn: Lsn,
+    /// When that was so, by the primary's clock.
+    pub at: WallTime,
 }
 
 /// A node that was taken off the list, with the certificate that it had.
@@ -304,10 +320,16 @@ pub struct Answer {
     pub role: Role,
     /// Its store's identity.
     pub store_uuid: Option<String>,
-    /// The highest epoch it has promised.
+    /// The highest epoch it has ever promised.
     pub promised_epoch: u64,
+    /// The promise that it is under now.
+    #[serde(default)]
+    pub promise: Option<Promise>,
     /// The highest epoch it knows to be committed.
     pub committed_epoch: u64,
+    /// Of several that are equally far the highest is promoted; zero for never.
+    #[serde(default)]
+    pub priority: u32,
     /// Identity of its current timeline.
     pub timeline: Option<TimelineIdentity>,
     /// Where it is.
@@ -317,6 +339,15 @@ pub struct Answer {
     /// Whether `postgresql.conf` lies in its data directory, so that a copy of that has one; `None` when unknown.
     #[serde(default)]
     pub holds_configuration: Option<bool>,
+}
+
+/// An election that a node has voted in, and that it does not know the outcome of.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Promise {
+    /// The epoch that it promised.
+    pub epoch: u64,
+    /// To whom.
+    pub candidate: String,
 }
 
 /// Whether a node's PostgreSQL answers.

@@ -14,11 +14,13 @@
 //! * [`Purpose::Files`], several at once: [`WantFile`]s up, without waiting for an answer in between, then
 //!   `NoMoreFiles`; for each file, in the order in which they were asked for, [`FileBegin`], [`FileChunk`]s and
 //!   [`FileEnd`] down, or [`FileGone`], then `NoMoreFiles`;
-//! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted.
+//! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted; from a node also [`VoteRequest`] up, [`Vote`] down;
+//!   [`Withdrawal`] up, [`Answer`] down; [`Order`] up, [`Told`] down until one of them is the outcome.
 
 mod backup;
 mod control;
 mod digest;
+mod election;
 mod files;
 mod path;
 mod relayed;
@@ -32,10 +34,11 @@ use serde::de::DeserializeOwned;
 pub use backup::{BackupPhase, BackupStart, BackupStarted, BackupStopped, Listed, Phase, Tablespace};
 pub use control::Branch;
 pub use control::{
-    Answer, Code, Forgotten, Hello, Member, MemberList, Positions, PostgresAnswer, Purpose, Reject, Role,
-    StoreStart, TimelineIdentity,
+    Answer, Code, Forgotten, Hello, Member, MemberList, Positions, PostgresAnswer, Promise, Protection,
+    Purpose, Reject, Role, StoreStart, TimelineIdentity,
 };
 pub use digest::Digest;
+pub use election::{Order, Told, Vote, VoteRequest, Why, Withdrawal};
 pub use files::{BLOCK_BYTES, ControlFileContent, FileBegin, FileChunk, FileEnd, FileGone, WantFile};
 pub use path::{PathRefused, WirePath};
 pub use relayed::{Relayed, RelayedList};
@@ -53,6 +56,11 @@ mod kind {
     pub const MEMBERS: u8 = 0x03;
     pub const ASK: u8 = 0x04;
     pub const ANSWER: u8 = 0x05;
+    pub const VOTE_REQUEST: u8 = 0x06;
+    pub const VOTE: u8 = 0x07;
+    pub const WITHDRAWAL: u8 = 0x08;
+    pub const ORDER: u8 = 0x09;
+    pub const TOLD: u8 = 0x0A;
 
     pub const RESUME: u8 = 0x10;
     pub const TIMELINE: u8 = 0x11;
@@ -94,6 +102,16 @@ pub enum Message {
     Ask,
     /// So.
     Answer(Box<Answer>),
+    /// A candidate asks for a vote.
+    VoteRequest(VoteRequest),
+    /// Here it is, or why not.
+    Vote(Box<Vote>),
+    /// The election is over, and nothing was committed.
+    Withdrawal(Withdrawal),
+    /// A command to carry out.
+    Order(Order),
+    /// How it goes.
+    Told(Told),
 
     /// Where the receiver's store ends.
     Resume(Resume),
@@ -153,6 +171,11 @@ impl Message {
             Message::Members(_) => "Members",
             Message::Ask => "Ask",
             Message::Answer(_) => "Answer",
+            Message::VoteRequest(_) => "VoteRequest",
+            Message::Vote(_) => "Vote",
+            Message::Withdrawal(_) => "Withdrawal",
+            Message::Order(_) => "Order",
+            Message::Told(_) => "Told",
             Message::Resume(_) => "Resume",
             Message::Timeline(_) => "Timeline",
             Message::Wal(_) => "Wal",
@@ -188,6 +211,11 @@ impl Message {
             Message::Members(members) => json(kind::MEMBERS, name, &members),
             Message::Ask => Ok(empty(kind::ASK)),
             Message::Answer(answer) => json(kind::ANSWER, name, &answer),
+            Message::VoteRequest(request) => json(kind::VOTE_REQUEST, name, &request),
+            Message::Vote(vote) => json(kind::VOTE, name, &vote),
+            Message::Withdrawal(withdrawal) => json(kind::WITHDRAWAL, name, &withdrawal),
+            Message::Order(order) => json(kind::ORDER, name, &order),
+            Message::Told(told) => json(kind::TOLD, name, &told),
             Message::Resume(resume) => json(kind::RESUME, name, &resume),
             Message::Timeline(timeline) => json(kind::TIMELINE, name, &timeline),
             Message::Wal(wal) => Ok(wal.encode(kind::WAL)),
@@ -225,6 +253,11 @@ impl Message {
             kind::MEMBERS => from_json("Members", frame).map(Message::Members),
             kind::ASK => Ok(Message::Ask),
             kind::ANSWER => from_json("Answer", frame).map(|answer| Message::Answer(Box::new(answer))),
+            kind::VOTE_REQUEST => from_json("VoteRequest", frame).map(Message::VoteRequest),
+            kind::VOTE => from_json("Vote", frame).map(|vote| Message::Vote(Box::new(vote))),
+            kind::WITHDRAWAL => from_json("Withdrawal", frame).map(Message::Withdrawal),
+            kind::ORDER => from_json("Order", frame).map(Message::Order),
+            kind::TOLD => from_json("Told", frame).map(Message::Told),
             kind::RESUME => from_json("Resume", frame).map(Message::Resume),
             kind::TIMELINE => from_json("Timeline", frame).map(Message::Timeline),
             kind::WAL => Wal::decode(frame).map(Message::Wal),

@@ -28,6 +28,9 @@ use std::time::Duration;
 /// How long a test waits for what takes milliseconds on a quiet machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How a standby is promoted when the primary is down for sure: with a fence command that only says so.
+pub const PROMOTE: [&str; 3] = ["promote", "--fence-command", "true"];
+
 /// Waits until `condition` is `Ok`, and fails the test with its last error when [`PATIENCE`] ends.
 pub async fn eventually<T>(what: &str, condition: impl AsyncFnMut() -> anyhow::Result<T>) -> T {
     match walship::demo::wait::until(what, PATIENCE, condition).await {

@@ -1,0 +1,323 @@
+//! A candidate's part in an election: asks everybody, raises its own promise, asks for votes, and takes them back when
+//! nothing comes of it.
+//!
+//! Each answer is waited for only so long, and all are asked at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::ask::{ANSWER_WITHIN, ask, converse};
+use super::node::Node;
+use super::request::Promotion;
+use super::{members, upstreams};
+use crate::clock::WallTime;
+use crate::failpoint;
+use crate::fault::Fault;
+use crate::link::Message;
+use crate::link::message::{Answer, PostgresAnswer, Purpose, Role, Vote, VoteRequest, Why, Withdrawal};
+use crate::pg::Lsn;
+use crate::policy::Policy;
+use crate::promote::{Contact, Facts, Part, Replay, Seen, Server, Stage, Waited};
+use crate::store::{MemberRole, Promise, State};
+
+/// Patience with a vote: the voter looks whether it reaches the primary, and fsyncs what it has.
+const VOTE_WITHIN: Duration = Duration::from_secs(15);
+
+/// Patience with the vote of a primary, which stops its PostgreSQL for it.
+const STOP_WITHIN: Duration = Duration::from_secs(150);
+
+/// A candidate that gives way takes its promise back in so long.
+const RIVAL_GIVES_WAY_WITHIN: Duration = Duration::from_secs(10);
+const RETRY_EVERY: Duration = Duration::from_millis(500);
+
+/// Patience with those who are told that nothing came of it; they ask by themselves later.
+const WITHDRAW_WITHIN: Duration = Duration::from_secs(5);
+
+/// Who said what: by node, with the address at which it was reached.
+pub type Answers = BTreeMap<String, (String, Answer)>;
+
+/// Asks at every address where a node may be, not only those of the members that were noted: a standby that has just
+/// joined knows no member yet, and must not take that for a primary's silence.
+pub async fn ask_everyone(node: &Arc<Node>) -> Answers {
+    let mut addresses: BTreeSet<String> = upstreams::addresses(node).into_iter().collect();
+    addresses.extend(members::others(node).into_iter().map(|member| member.advertise));
+    let mut asked = JoinSet::new();
+    for address in addresses.into_iter().filter(|address| !address.is_empty()) {
+        let node = Arc::clone(node);
+        asked.spawn(async move {
+            let (security, ours) = (node.security(), node.hello(Purpose::Ask));
+            let answer = timeout(ANSWER_WITHIN, ask(&address, &security, &ours)).await;
+            (address, answer)
+        });
+    }
+    let answers = asked.join_all().await.into_iter();
+    let answers = answers.filter_map(|(address, asked)| Some((address, asked.ok()?.ok()?.1)));
+    let state = node.store.state();
+    answers
+        .map(|(address, answer)| (answer.node.clone(), (address, answer)))
+        .filter(|(name, _)| *name != node.config.name && !state.has_forgotten_name(name))
+        .collect()
+}
+
+/// The facts as they were answered, before anybody has voted.
+pub fn facts(
+    node: &Arc<Node>,
+    answers: &Answers,
+    replay: Replay,
+    left_at: Option<Lsn>,
+    asked: &Promotion,
+) -> Facts {
+    let state = node.store.state();
+    let receive = node.vitals.receive.get();
+    let heard =
+        receive.server_time.map(|(_, arrived)| (receive.server_flush_lsn, arrived.elapsed().as_secs()));
+    let mut facts = Facts {
+        node: node.config.name.clone(),
+        members: vec![own(node, &state, left_at)],
+        committed_epoch: state.committed_epoch,
+        highest_epoch: state.promised_epoch.max(state.committed_epoch),
+        is_promoted: left_at.is_some(),
+        replay,
+        last_heard: heard,
+        waited: waited(node, &state),
+        can_fence: asked.fence_command.as_ref().or(node.config.fence_command.as_ref()).is_some(),
+        stage: Stage::Facts,
+    };
+    for (_, answer) in answers.values() {
+        facts.committed_epoch = answer.committed_epoch.max(facts.committed_epoch);
+        facts.highest_epoch = answer.promised_epoch.max(answer.committed_epoch).max(facts.highest_epoch);
+        facts.members.push(seen(answer, state.committed_epoch));
+    }
+    for member in members::others(node) {
+        if !answers.contains_key(&member.name) {
+            let position = member.flushed_lsn.is_valid().then(|| (state.epoch_of_wal(), member.flushed_lsn));
+            let part = match member.role {
+                MemberRole::Primary => Part::Primary(Server::Unsure),
+                MemberRole::Standby => Part::Standby,
+                MemberRole::Superseded => Part::Superseded,
+            };
+            // What the primary itself has is not known from its own list.
+            let position = position.filter(|_| part == Part::Standby);
+            let priority = crate::config::PRIORITY;
+            facts.members.push(Seen {
+                node: member.name,
+                part,
+                contact: Contact::Silent,
+                priority,
+                position,
+            });
+        }
+    }
+    // The primary whose WAL comes at this moment is there, even if it did not answer in time.
+    if let Some(primary) = node.standing.borrow().route.primary()
+        && let Some(seen) = facts.members.iter_mut().find(|member| member.node == primary)
+        && seen.contact == Contact::Silent
+    {
+        (seen.part, seen.contact) = (Part::Primary(Server::Unsure), Contact::Answered);
+    }
+    facts.members.sort_by(|one, other| one.node.cmp(&other.node));
+    facts
+}
+
+/// This node; what its PostgreSQL lacked when it was promoted by hand does not count.
+fn own(node: &Node, state: &State, left_at: Option<Lsn>) -> Seen {
+    let durable = node.store.positions().borrow().durable;
+    Seen {
+        node: node.config.name.clone(),
+        part: Part::Standby,
+        contact: Contact::Answered,
+        priority: node.config.priority,
+        position: Some((state.epoch_of_wal(), left_at.map_or(durable, |left_at| left_at.min(durable)))),
+    }
+}
+
+/// A member by its own account. A primary that was left behind by a later promotion is none to wait for, also before it
+/// knows.
+fn seen(answer: &Answer, committed_epoch: u64) -> Seen {
+    let made = answer.timeline.as_ref().and_then(|identity| identity.branch.as_ref());
+    let epoch = made.map_or(0, |branch| branch.epoch);
+    let part = match answer.role {
+        Role::Primary if answer.committed_epoch >= committed_epoch => Part::Primary(server(answer)),
+        Role::Primary | Role::Superseded => Part::Superseded,
+        Role::Standby | Role::Reader => Part::Standby,
+    };
+    Seen {
+        node: answer.node.clone(),
+        part,
+        contact: Contact::Answered,
+        priority: answer.priority,
+        position: answer.positions.map(|at| (epoch, at.flushed_lsn)),
+    }
+}
+
+fn server(answer: &Answer) -> Server {
+    match answer.postgres {
+        PostgresAnswer::Up { in_recovery: false, lsn } => Server::Writing { lsn },
+        PostgresAnswer::Up { in_recovery: true, .. } | PostgresAnswer::Unknown => Server::Unsure,
+        PostgresAnswer::Down { .. } => Server::Down,
+    }
+}
+
+/// What commits waited for under the last primary, as this node was told.
+fn waited(node: &Node, state: &State) -> Option<Waited> {
+    let policy = state.policy.effective.as_ref().filter(|policy| policy.policy != Policy::Async)?;
+    let (primary, _) = node.primary()?;
+    Some(Waited {
+        policy: policy.policy.to_string(),
+        seats: policy.others(&primary).into_iter().map(str::to_owned).collect(),
+        needed: policy.needed(&primary),
+        for_ever: policy.stall_limit.0.is_none(),
+        is_armed: members::is_armed(node),
+    })
+}
+
+/// Raises this node's own promise to an epoch, durably: from then on it takes no WAL under a lower one.
+async fn stand(node: &Arc<Node>, epoch: u64) -> anyhow::Result<()> {
+    node.blocking("promise the epoch", move |node| {
+        node.store.sync()?;
+        node.store.update_state(|state| {
+            state.promised_epoch = state.promised_epoch.max(epoch);
+            state.promise = Some(Promise {
+                epoch,
+                candidate: node.config.name.clone(),
+                address: node.config.advertise.to_string(),
+                at: WallTime::now(),
+                stops_primary: false,
+            });
+        })
+    })
+    .await?
+    .context("promise the epoch")?;
+    failpoint::hit("promote-promised");
+    Ok(())
+}
+
+/// Stands for an epoch above all that are known and has the others vote, until it is clear who wins: of two candidates at
+/// the same time the one with the first name goes on, and the other gives way. Takes the votes into the facts.
+pub async fn run(
+    node: &Arc<Node>,
+    answers: &Answers,
+    facts: &mut Facts,
+    left_at: Option<Lsn>,
+    why: Why,
+) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let epoch = facts.highest_epoch.max(facts.own_position().0) + 1;
+        stand(node, epoch).await?;
+        let Rivals { first, highest_epoch } = call(node, answers, facts, epoch, why).await;
+        let state = node.store.state();
+        if let Some(member) = facts.members.iter_mut().find(|member| member.node == node.config.name) {
+            *member = Seen { contact: Contact::Voted, ..own(node, &state, left_at) };
+        }
+        let Some(rival) = first else { return Ok(()) };
+        if rival < node.config.name || begun.elapsed() > RIVAL_GIVES_WAY_WITHIN {
+            return Err(Fault::refused(
+                format!("{rival} is being promoted at this moment"),
+                format!(
+                    "Nothing was changed here. `walship status` shows whether {rival} is the primary now."
+                ),
+            ));
+        }
+        sleep(RETRY_EVERY).await;
+        facts.highest_epoch = facts.highest_epoch.max(highest_epoch);
+    }
+}
+
+/// Who else stands.
+struct Rivals {
+    /// By name.
+    first: Option<String>,
+    /// The highest epoch that a voter has promised.
+    highest_epoch: u64,
+}
+
+/// Asks all who answered for their votes, and takes these into the facts.
+async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64, why: Why) -> Rivals {
+    let mut called = JoinSet::new();
+    for (name, (address, answer)) in answers {
+        let within = if answer.role == Role::Primary { STOP_WITHIN } else { VOTE_WITHIN };
+        let request = VoteRequest {
+            epoch,
+            candidate: node.config.name.clone(),
+            address: node.config.advertise.to_string(),
+            why,
+        };
+        let (node, name, address) = (Arc::clone(node), name.clone(), address.clone());
+        called.spawn(async move {
+            let voted = timeout(within, request_vote(&node, &address, request, within)).await;
+            (name, voted.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer for {} s", within.as_secs()))))
+        });
+    }
+    facts.stage = Stage::Votes;
+    let mut rivals = Rivals { first: None, highest_epoch: epoch };
+    for (name, voted) in called.join_all().await {
+        if let Ok(Vote { refusal: Some(_), answer, .. }) = &voted {
+            rivals.highest_epoch = rivals.highest_epoch.max(answer.promised_epoch);
+            let other = answer.promise.as_ref().map(|promise| promise.candidate.clone());
+            let other = other.filter(|other| *other != node.config.name && why != Why::Forced);
+            rivals.first = rivals.first.into_iter().chain(other).min();
+        }
+        let Some(member) = facts.members.iter_mut().find(|member| member.node == name) else { continue };
+        take(member, voted);
+    }
+    rivals
+}
+
+fn take(member: &mut Seen, voted: anyhow::Result<Vote>) {
+    match voted {
+        Ok(Vote { refusal: Some(why), .. }) => member.contact = Contact::Refused { why },
+        Ok(vote) => {
+            let fresh = seen(&vote.answer, 0);
+            (member.contact, member.position) = (Contact::Voted, fresh.position);
+            if matches!(member.part, Part::Primary(_)) && vote.is_stopped {
+                member.part = Part::Primary(Server::Down);
+            }
+        }
+        Err(error) => {
+            tracing::info!(member = %member.node, "it did not vote: {error:#}");
+            member.contact = Contact::Silent;
+        }
+    }
+}
+
+async fn request_vote(
+    node: &Arc<Node>,
+    address: &str,
+    request: VoteRequest,
+    within: Duration,
+) -> anyhow::Result<Vote> {
+    match converse(node, address, Message::VoteRequest(request), within).await? {
+        Message::Vote(vote) => Ok(*vote),
+        other => Err(crate::link::LinkError::unexpected("Vote", other).into()),
+    }
+}
+
+/// Takes the promise back, durably, and then tells those who may have voted. This node will not commit that epoch.
+pub async fn withdraw(node: &Arc<Node>, answers: &Answers) -> anyhow::Result<()> {
+    let Some(promise) = node.store.state().promise.filter(|promise| promise.candidate == node.config.name)
+    else {
+        return Ok(());
+    };
+    node.blocking("take the promise back", |node| node.store.update_state(|state| state.promise = None))
+        .await?
+        .context("take the promise back")?;
+    failpoint::hit("promote-withdrawn");
+    let mut told = JoinSet::new();
+    for (address, _) in answers.values() {
+        let withdrawal = Withdrawal { epoch: promise.epoch, candidate: promise.candidate.clone() };
+        let (node, address) = (Arc::clone(node), address.clone());
+        told.spawn(async move {
+            let message = Message::Withdrawal(withdrawal);
+            let told = timeout(WITHDRAW_WITHIN, converse(&node, &address, message, WITHDRAW_WITHIN)).await;
+            tracing::debug!(%address, ?told, "told that the election was withdrawn");
+        });
+    }
+    told.join_all().await;
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! Making sure that there is no second primary: stopping this node's PostgreSQL, and the command for another's.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::process::Command;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::node::Node;
+use super::postgres;
+use crate::capture::salvage;
+use crate::durable;
+use crate::failpoint;
+use crate::fault::{Fault, WithFault};
+use crate::pg::control::{ClusterState, ControlFile};
+use crate::pg::postmaster;
+use crate::restore::standby::SIGNAL_FILE;
+use crate::vitals::Contact;
+
+/// Patience with the command, and with what is left to capture once PostgreSQL has stopped.
+const COMMAND_WITHIN: Duration = Duration::from_secs(60);
+const CAPTURED_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How often it is looked whether somebody has started what is to stay down.
+const KEPT_DOWN_EVERY: Duration = Duration::from_secs(2);
+const RETRY_STOP_EVERY: Duration = Duration::from_secs(10);
+
+/// What became of a primary that was stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stopped {
+    /// Its WAL ends in a shutdown checkpoint, and all of it is in the store.
+    pub ended_cleanly: bool,
+}
+
+/// Stops this node's PostgreSQL, takes the last of its WAL into the store, and leaves `standby.signal`: whoever starts it
+/// by hand gets a server that writes nothing.
+pub async fn stop_for_vote(node: &Arc<Node>) -> anyhow::Result<Stopped> {
+    postgres::stop(&node.config).await?;
+    failpoint::hit("vote-stopped");
+    // It streams to its end by itself; only then may nobody else take the store's writer.
+    let begun = Instant::now();
+    while matches!(node.vitals.capture.get().contact, Contact::Up { .. }) && begun.elapsed() < CAPTURED_WITHIN
+    {
+        sleep(LOOK_EVERY).await;
+    }
+    node.stays_down.send_replace(true);
+    let salvaged = salvage_own(node, CAPTURED_WITHIN).await;
+    let signalled = node.blocking("leave standby.signal", leave_signal).await?;
+    signalled?;
+    failpoint::hit("vote-signalled");
+    let end = salvaged?;
+    let control =
+        node.blocking("read pg_control", |node| ControlFile::read(&node.config.postgres.data_directory));
+    let control = control.await?.context("read pg_control")?;
+    let ended_cleanly = control.state == ClusterState::ShutDown && end > control.checkpoint_lsn;
+    Ok(Stopped { ended_cleanly })
+}
+
+/// Takes what PostgreSQL has in its pg_wal beyond the store; where the WAL ends.
+async fn salvage_own(node: &Arc<Node>, within: Duration) -> anyhow::Result<crate::pg::Lsn> {
+    let begun = Instant::now();
+    loop {
+        let salvaged = node.blocking("take what pg_wal has beyond the store", |node| {
+            salvage::from_pg_wal(&node.store, &node.config.postgres.data_directory.join("pg_wal"))
+        });
+        match salvaged.await? {
+            // Capture lets go of it in a moment.
+            Err(salvage::SalvageError::Store(crate::store::StoreError::WriterTaken))
+                if begun.elapsed() < within =>
+            {
+                sleep(LOOK_EVERY).await;
+            }
+            salvaged => return Ok(salvaged?),
+        }
+    }
+}
+
+/// Blocks.
+fn leave_signal(node: &Node) -> anyhow::Result<()> {
+    let path = node.config.postgres.data_directory.join(SIGNAL_FILE);
+    if !path.exists() {
+        durable::write(&path, b"")?;
+    }
+    Ok(())
+}
+
+/// Takes the signal back and starts PostgreSQL as the primary that it was, for an election that came to nothing.
+pub async fn start_again(node: &Arc<Node>) -> anyhow::Result<()> {
+    let removed = node.blocking("remove standby.signal", |node| {
+        durable::remove(&node.config.postgres.data_directory.join(SIGNAL_FILE))
+    });
+    removed.await??;
+    let running = node
+        .blocking("look for PostgreSQL", |node| postmaster::is_running(&node.config.postgres.data_directory));
+    if !running.await?.context("look for PostgreSQL")? {
+        postgres::start(&node.config).await?;
+    }
+    node.stays_down.send_replace(false);
+    Ok(())
+}
+
+/// Stops the PostgreSQL of a primary that was left behind, and leaves `standby.signal`. What it still accepted is lost to
+/// the others, so it is not waited for that anything of it is shipped.
+async fn stop_superseded(node: &Arc<Node>) -> anyhow::Result<()> {
+    node.stays_down.send_replace(true);
+    let signalled = node.blocking("leave standby.signal", leave_signal).await?;
+    signalled?;
+    failpoint::hit("superseded-signalled");
+    postgres::stop(&node.config).await
+}
+
+/// Keeps the PostgreSQL of a primary that was left behind down: whoever starts it again is stopped again. Runs until it is
+/// cancelled.
+pub async fn keep_down(node: Arc<Node>) {
+    let mut newer_primary = node.newer_primary.subscribe();
+    loop {
+        // Its sender is never gone before the node is.
+        let _ = newer_primary.wait_for(Option::is_some).await;
+        match stop_superseded(&node).await {
+            Ok(()) => sleep(KEPT_DOWN_EVERY).await,
+            Err(error) => {
+                tracing::error!(
+                    "a superseded PostgreSQL can't be stopped, and accepts what is lost: {error:#}"
+                );
+                sleep(RETRY_STOP_EVERY).await;
+            }
+        }
+    }
+}
+
+/// Runs the command that makes sure that another node's PostgreSQL is down, and stays so.
+pub async fn run_command(command: &str, name: &str, address: &str) -> anyhow::Result<()> {
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-c").arg(command).env("WALSHIP_FENCE_NODE", name).env("WALSHIP_FENCE_ADDRESS", address);
+    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    let hint = format!(
+        "Make sure that {name} is down, and run this again; --force goes on without a fence, and what {name} still accepts is \
+         lost."
+    );
+    let child = shell.spawn().context("run the fence command")?;
+    let Ok(ended) = timeout(COMMAND_WITHIN, child.wait_with_output()).await else {
+        let seconds = COMMAND_WITHIN.as_secs();
+        return Err(Fault::refused(format!("the fence command has not ended after {seconds} s"), hint));
+    };
+    let ended = ended.context("wait for the fence command").hint(hint.clone())?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
+    Err(Fault::refused(format!("the fence command did not stop {name}: {} {said}", ended.status), hint))
+}

@@ -1,0 +1,109 @@
+//! Commands that another node's sidecar carries out, told line by line on the way back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::node::Node;
+use super::request::{Promotion, Request};
+use crate::fault::{Fault, Outcome, WithFault};
+use crate::link::message::{Order, Purpose, Told};
+use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER, Socket, dial, handshake};
+use crate::store::NodeRole;
+
+/// Patience with the next line; the steps of a promotion have limits of their own, below this.
+const NEXT_LINE_WITHIN: Duration = Duration::from_secs(300);
+
+/// How often something is said meanwhile, so that a peer that is gone is noticed.
+const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(2);
+
+/// Has the node at an address promote itself, as it was asked for here.
+pub async fn promote(node: &Arc<Node>, address: &str, request: &Request) -> anyhow::Result<String> {
+    let Promotion { force, max_loss_bytes, fence_command, .. } = request.promotion.clone();
+    give(node, address, Order::Promote { force, max_loss_bytes, fence_command }, request).await
+}
+
+async fn give(node: &Arc<Node>, address: &str, order: Order, request: &Request) -> anyhow::Result<String> {
+    let mut link = dial::dial(address, &node.security()).await?;
+    handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
+    link.conn.write(Message::Order(order)).await.outcome(Outcome::Unknown)?;
+    loop {
+        let message = link.conn.read_within(NEXT_LINE_WITHIN).await.outcome(Outcome::Unknown)?;
+        match message {
+            Message::Told(Told::Progress { line }) if line.is_empty() => {}
+            Message::Told(Told::Progress { line }) => request.say(line).await,
+            Message::Told(Told::Done { line }) => return Ok(line),
+            Message::Told(Told::Failed { message, hint, outcome }) => {
+                return Err(Fault::told(message, hint, outcome.as_deref()));
+            }
+            other => return Err(LinkError::unexpected("Told", other)).outcome(Outcome::Unknown),
+        }
+    }
+}
+
+/// Carries an order out, as the command would be that is given on this host.
+pub async fn carry_out(node: &Arc<Node>, order: Order, mut conn: Conn<Socket>) -> anyhow::Result<()> {
+    let promotion = match order {
+        Order::Promote { force, max_loss_bytes, fence_command } => {
+            Promotion { force, max_loss_bytes, fence_command, ..Promotion::default() }
+        }
+        Order::Switchover { force } => Promotion { force, switchover: true, ..Promotion::default() },
+        Order::Unknown => {
+            let message = "this version of walship does not know that order".to_owned();
+            let told = Told::Failed { message, hint: None, outcome: Some("refused".to_owned()) };
+            return Ok(conn.write(Message::Told(told)).await?);
+        }
+    };
+    let (mut lines, mut outcome) = match begin(node, promotion) {
+        Ok(begun) => begun,
+        Err(error) => return Ok(conn.write(Message::Told(failed(&error))).await?),
+    };
+    let mut life = tokio::time::interval(SIGN_OF_LIFE_EVERY);
+    let told = loop {
+        // Cancellation-safe: lines and the outcome stay in their channels until they are taken.
+        tokio::select! {
+            biased;
+            Some(line) = lines.recv() => conn.write(Message::Told(Told::Progress { line })).await?,
+            done = &mut outcome => break match done {
+                Ok(Ok(line)) => Told::Done { line },
+                Ok(Err(error)) => failed(&error),
+                Err(_) => Told::Failed {
+                    message: "the sidecar ended before the promotion did".to_owned(),
+                    hint: None,
+                    outcome: Some("unknown".to_owned()),
+                },
+            },
+            _ = life.tick() => conn.write(Message::Told(Told::Progress { line: String::new() })).await?,
+        }
+    };
+    conn.write(Message::Told(told)).await?;
+    // It is read before this end hangs up.
+    let _ = conn.read_within(PEER_DEAD_AFTER).await;
+    Ok(())
+}
+
+type Begun = (mpsc::Receiver<String>, oneshot::Receiver<anyhow::Result<String>>);
+
+/// Hands a request to the standby's life.
+pub fn begin(node: &Node, promotion: Promotion) -> anyhow::Result<Begun> {
+    if node.role() == NodeRole::Primary {
+        let hint = "`walship status` shows which node is the primary.";
+        return Err(Fault::refused(format!("{} is no standby", node.config.name), hint));
+    }
+    let (say, lines) = mpsc::channel(16);
+    let (done, outcome) = oneshot::channel();
+    let request = Request { promotion, say, done };
+    if node.promotions.try_send(request).is_err() {
+        return Err(anyhow::anyhow!("a promotion is under way already"));
+    }
+    Ok((lines, outcome))
+}
+
+fn failed(error: &anyhow::Error) -> Told {
+    Told::Failed {
+        message: format!("{error:#}"),
+        hint: Fault::hint_of(error).map(str::to_owned),
+        outcome: Fault::outcome_of(error).told().map(str::to_owned),
+    }
+}

@@ -1,0 +1,179 @@
+//! What was seen of the nodes, and what is wished.
+
+use crate::pg::Lsn;
+
+/// What a member is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// The primary that is to be replaced, and what is known of its PostgreSQL.
+    Primary(Server),
+    /// It follows.
+    Standby,
+    /// It was the primary until an earlier promotion, and has not come back.
+    Superseded,
+}
+
+/// What is known of the primary's PostgreSQL.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Server {
+    /// It answers and writes, by its sidecar's word.
+    Writing {
+        /// Its flush position.
+        lsn: Lsn,
+    },
+    /// It does not run, by its sidecar's word.
+    Down,
+    /// Whether it runs nobody knows.
+    Unsure,
+}
+
+/// How a member was met.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Contact {
+    /// It does not answer; what is known of it is what the primary last said.
+    Silent,
+    /// It answered, and its position may move on.
+    Answered,
+    /// It promised: its position stands still, and it acknowledges nothing to the old primary.
+    Voted,
+    /// It answered, and refused its vote.
+    Refused {
+        /// In its own words.
+        why: String,
+    },
+}
+
+/// A member as it was seen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Its name.
+    pub node: String,
+    /// What it is.
+    pub part: Part,
+    /// How it was met.
+    pub contact: Contact,
+    /// Of several that are equally far the highest is promoted; zero for never.
+    pub priority: u32,
+    /// How far it is: the epoch of its last WAL, and what is durable there.
+    pub position: Option<(u64, Lsn)>,
+}
+
+/// How this node's PostgreSQL takes what the store has, all of which it is to replay first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Replay {
+    /// Nothing holds it back.
+    Free,
+    /// Somebody paused it; promotion would end it where it stands.
+    Paused,
+    /// It lacks something and waits for this long with every commit.
+    Delayed {
+        /// In whole seconds, rounded up.
+        seconds: u64,
+    },
+}
+
+/// What commits waited for under the primary that is to be replaced.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Waited {
+    /// The policy, as it was told last.
+    pub policy: String,
+    /// Whose positions counted.
+    pub seats: Vec<String>,
+    /// How many of them had to have a commit.
+    pub needed: usize,
+    /// They never went on without: there was no stall limit.
+    pub for_ever: bool,
+    /// The primary said last that commits do wait, and none goes on unprotected.
+    pub is_armed: bool,
+}
+
+/// Which question is asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Of facts: whoever answers is taken to vote.
+    Facts,
+    /// Of votes: only they count.
+    Votes,
+}
+
+/// What the person wants.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Wish {
+    /// Go on where it would be refused, and accept what that costs.
+    pub force: bool,
+    /// Refuse where more may be lost than this.
+    pub max_loss_bytes: Option<u64>,
+}
+
+/// All that is known before a promotion.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Facts {
+    /// The node that is to be promoted, one of the members.
+    pub node: String,
+    /// All members, this node and the primary among them.
+    pub members: Vec<Seen>,
+    /// The highest epoch that anyone knows to be committed.
+    pub committed_epoch: u64,
+    /// The highest epoch that any node has promised or committed before this election.
+    pub highest_epoch: u64,
+    /// Its PostgreSQL left the log already, as after a promotion by hand: it takes no WAL that is pulled.
+    pub is_promoted: bool,
+    /// How what is here is replayed.
+    pub replay: Replay,
+    /// The primary's flush position as it was last heard of, and how long ago in seconds.
+    pub last_heard: Option<(Lsn, u64)>,
+    /// What commits waited for; `None` when for nobody.
+    pub waited: Option<Waited>,
+    /// There is a command that makes sure that the old primary is down.
+    pub can_fence: bool,
+    /// Which question this is.
+    pub stage: Stage,
+}
+
+impl Seen {
+    /// Whether it takes part in this question: it promised, or answered while nothing more is asked.
+    pub fn counts(&self, stage: Stage) -> bool {
+        match self.contact {
+            Contact::Voted => true,
+            Contact::Answered => stage == Stage::Facts,
+            Contact::Silent | Contact::Refused { .. } => false,
+        }
+    }
+}
+
+impl Facts {
+    /// The member of that name.
+    pub fn member(&self, name: &str) -> Option<&Seen> {
+        self.members.iter().find(|member| member.node == name)
+    }
+
+    /// The node that is to be promoted: the epoch of its last WAL, and what is durable there.
+    pub fn own_position(&self) -> (u64, Lsn) {
+        self.member(&self.node).and_then(|own| own.position).unwrap_or_default()
+    }
+
+    /// A member that was counted on does not answer any more.
+    pub fn lose(&mut self, name: &str) {
+        if let Some(member) = self.members.iter_mut().find(|member| member.node == name) {
+            member.contact = Contact::Silent;
+        }
+    }
+
+    /// The primary that is to be replaced.
+    pub fn primary(&self) -> Option<(&Seen, Server)> {
+        self.members.iter().find_map(|member| match member.part {
+            Part::Primary(server) => Some((member, server)),
+            Part::Standby | Part::Superseded => None,
+        })
+    }
+
+    /// The primary's own log, which nobody adds to any more, where that can be asked for: its end.
+    pub fn log_of_the_primary(&self) -> Option<(&Seen, (u64, Lsn))> {
+        let (primary, server) = self.primary()?;
+        let stands = match self.stage {
+            Stage::Facts => server == Server::Down && primary.contact == Contact::Answered,
+            Stage::Votes => primary.contact == Contact::Voted,
+        };
+        primary.position.filter(|_| stands).map(|position| (primary, position))
+    }
+}
