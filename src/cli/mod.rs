@@ -21,6 +21,7 @@ pub mod promote;
 pub mod sidecar;
 pub mod standby;
 pub mod status;
+pub mod switchover;
 pub mod sync;
 pub mod wait;
 
@@ -39,7 +40,8 @@ use exit::{Contract, Exit};
 /// A verified, compressed, live standby of a PostgreSQL on another host
 ///
 /// A sidecar beside the primary captures the write-ahead log and takes base backups; sidecars beside the standbys
-/// receive both and feed their own PostgreSQL. Nothing is promoted but by `walship promote`.
+/// receive both and feed their own PostgreSQL. Nothing is promoted but by `walship promote` and
+/// `walship switchover`.
 #[derive(Parser, Debug)]
 #[command(
     name = "walship",
@@ -123,6 +125,7 @@ enum Command {
     Exposures(Configured<exposures::Args>),
     Wait(wait::Args),
     Promote(promote::Args),
+    Switchover(switchover::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -205,6 +208,7 @@ impl Command {
             }
             Command::Wait(args) => wait::run(&args),
             Command::Promote(args) => promote::run(&args),
+            Command::Switchover(args) => switchover::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Completions(args) => completions::run(&args),
         }

@@ -13,14 +13,15 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
 pub use super::request::Promotion;
 use super::reseed;
 use super::seed::Seed;
-use super::{door, forget, order, policy, status, wait};
+pub use super::switchover::Switchover;
+use super::{door, forget, order, policy, status, switchover, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
 use crate::report::wait::{Wait, Waited};
@@ -46,6 +47,8 @@ pub enum Request {
     Status,
     /// A promotion of this node.
     Promote(Promotion),
+    /// The primary hands over, from wherever it is to wherever it is wanted.
+    Switchover(Switchover),
     /// Seeding this node anew.
     Reseed {
         /// How.
@@ -146,6 +149,10 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
+        Ok(Request::Switchover(wanted)) => match switch_over(node, wanted, &mut write).await {
+            Ok(line) => Reply::Done { line },
+            Err(error) => failed(&error),
+        },
         Ok(Request::Reseed { seed, dry_run }) => match seed_anew(node, seed, dry_run, &mut write).await {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
@@ -196,6 +203,23 @@ async fn promote(
         send(write, &Reply::Progress { line }).await?;
     }
     outcome.await.context("the sidecar ended before the promotion did").outcome(Outcome::Unknown)?
+}
+
+async fn switch_over(
+    node: &Arc<Node>,
+    wanted: Switchover,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> anyhow::Result<String> {
+    let (say, mut lines) = mpsc::channel(16);
+    let mut done = std::pin::pin!(switchover::carry_out(node, &wanted, say));
+    loop {
+        // Cancellation-safe: the work is pinned outside, and a line is taken whole.
+        tokio::select! {
+            biased;
+            Some(line) = lines.recv() => send(write, &Reply::Progress { line }).await?,
+            done = &mut done => return done,
+        }
+    }
 }
 
 async fn seed_anew(
@@ -319,6 +343,11 @@ impl Client {
     /// Asks for a promotion; `say` gets each line of progress, the result is the last.
     pub async fn promote(self, promotion: Promotion, say: impl FnMut(&str)) -> anyhow::Result<String> {
         self.carry_out(&Request::Promote(promotion), say).await
+    }
+
+    /// Asks for a switchover, in the same way.
+    pub async fn switchover(self, wanted: Switchover, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Switchover(wanted), say).await
     }
 
     /// Asks for a re-seed, in the same way.

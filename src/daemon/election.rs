@@ -18,12 +18,15 @@ use super::{members, upstreams};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
-use crate::link::Message;
 use crate::link::message::{Answer, PostgresAnswer, Purpose, Role, Vote, VoteRequest, Why, Withdrawal};
+use crate::link::{LinkError, Message};
 use crate::pg::Lsn;
 use crate::policy::Policy;
 use crate::promote::{Contact, Facts, Part, Replay, Seen, Server, Stage, Waited};
 use crate::store::{MemberRole, Promise, State};
+
+/// A standby that lacks no more is taken to be in step.
+pub const IN_STEP_BYTES: u64 = 1 << 20;
 
 /// Patience with a vote: the voter looks whether it reaches the primary, and fsyncs what it has.
 const VOTE_WITHIN: Duration = Duration::from_secs(15);
@@ -210,6 +213,9 @@ pub async fn run(
     loop {
         let epoch = facts.highest_epoch.max(facts.own_position().0) + 1;
         stand(node, epoch).await?;
+        if why == Why::Switchover {
+            have_the_primary_stop(node, answers, facts, epoch).await?;
+        }
         let Rivals { first, highest_epoch } = call(node, answers, facts, epoch, why).await;
         let state = node.store.state();
         if let Some(member) = facts.members.iter_mut().find(|member| member.node == node.config.name) {
@@ -229,6 +235,39 @@ pub async fn run(
     }
 }
 
+/// Has the primary vote alone and first: nobody else is kept from receiving while it ships its last WAL.
+async fn have_the_primary_stop(
+    node: &Arc<Node>,
+    answers: &Answers,
+    facts: &mut Facts,
+    epoch: u64,
+) -> anyhow::Result<()> {
+    let Some(name) = facts.primary().map(|(primary, _)| primary.node.clone()) else { return Ok(()) };
+    let (address, _) = answers.get(&name).context("it has answered")?;
+    let request = vote_request(node, epoch, Why::Switchover);
+    let voted = timeout(STOP_WITHIN, request_vote(node, address, request, STOP_WITHIN)).await;
+    let voted = voted.unwrap_or_else(|_| Err(LinkError::Silent(STOP_WITHIN).into()));
+    let refused = |what: String| {
+        Err(Fault::refused(
+            what,
+            format!("{name} goes on as the primary. Look at its log, and run this again."),
+        ))
+    };
+    match voted {
+        Err(error) => refused(format!("{name} did not stop: {error:#}")),
+        Ok(Vote { refusal: Some(why), .. }) => refused(format!("{name} did not stop: {why}")),
+        Ok(vote) if !vote.ended_cleanly => {
+            refused(format!("{name} was stopped, but its WAL does not end in a shutdown checkpoint"))
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
+fn vote_request(node: &Node, epoch: u64, why: Why) -> VoteRequest {
+    let (candidate, address) = (node.config.name.clone(), node.config.advertise.to_string());
+    VoteRequest { epoch, candidate, address, why }
+}
+
 /// Who else stands.
 struct Rivals {
     /// By name.
@@ -242,12 +281,7 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
     let mut called = JoinSet::new();
     for (name, (address, answer)) in answers {
         let within = if answer.role == Role::Primary { STOP_WITHIN } else { VOTE_WITHIN };
-        let request = VoteRequest {
-            epoch,
-            candidate: node.config.name.clone(),
-            address: node.config.advertise.to_string(),
-            why,
-        };
+        let request = vote_request(node, epoch, why);
         let (node, name, address) = (Arc::clone(node), name.clone(), address.clone());
         called.spawn(async move {
             let voted = timeout(within, request_vote(&node, &address, request, within)).await;
@@ -294,7 +328,7 @@ async fn request_vote(
 ) -> anyhow::Result<Vote> {
     match converse(node, address, Message::VoteRequest(request), within).await? {
         Message::Vote(vote) => Ok(*vote),
-        other => Err(crate::link::LinkError::unexpected("Vote", other).into()),
+        other => Err(LinkError::unexpected("Vote", other).into()),
     }
 }
 

@@ -85,6 +85,10 @@ async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<(
         node.store.update_state(|state| state.superseded = Some(superseded))
     });
     noted.await??;
+    if node.store.state().promise.is_some_and(|promise| promise.stops_primary && promise.epoch == epoch) {
+        tracing::info!(primary = %name, epoch, "handed over: PostgreSQL here stays down until this node has rejoined");
+        return Ok(());
+    }
     tracing::error!(
         primary = %name, epoch,
         "this node was superseded: it ships nothing any more, and its PostgreSQL is stopped; what that accepted since is lost \

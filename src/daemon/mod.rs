@@ -42,6 +42,7 @@ mod signals;
 mod slot;
 mod standby;
 mod status;
+mod switchover;
 mod trails;
 mod trouble;
 mod upstreams;

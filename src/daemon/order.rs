@@ -21,10 +21,16 @@ const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(2);
 /// Has the node at an address promote itself, as it was asked for here.
 pub async fn promote(node: &Arc<Node>, address: &str, request: &Request) -> anyhow::Result<String> {
     let Promotion { force, max_loss_bytes, fence_command, .. } = request.promotion.clone();
-    give(node, address, Order::Promote { force, max_loss_bytes, fence_command }, request).await
+    give(node, address, Order::Promote { force, max_loss_bytes, fence_command }, &request.say).await
 }
 
-async fn give(node: &Arc<Node>, address: &str, order: Order, request: &Request) -> anyhow::Result<String> {
+/// Gives the node at an address an order, and passes on what it says.
+pub async fn give(
+    node: &Arc<Node>,
+    address: &str,
+    order: Order,
+    say: &mpsc::Sender<String>,
+) -> anyhow::Result<String> {
     let mut link = dial::dial(address, &node.security()).await?;
     handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
     link.conn.write(Message::Order(order)).await.outcome(Outcome::Unknown)?;
@@ -32,7 +38,8 @@ async fn give(node: &Arc<Node>, address: &str, order: Order, request: &Request) 
         let message = link.conn.read_within(NEXT_LINE_WITHIN).await.outcome(Outcome::Unknown)?;
         match message {
             Message::Told(Told::Progress { line }) if line.is_empty() => {}
-            Message::Told(Told::Progress { line }) => request.say(line).await,
+            // Whoever asked may have gone; it is carried out all the same.
+            Message::Told(Told::Progress { line }) => drop(say.send(line).await),
             Message::Told(Told::Done { line }) => return Ok(line),
             Message::Told(Told::Failed { message, hint, outcome }) => {
                 return Err(Fault::told(message, hint, outcome.as_deref()));
@@ -48,7 +55,7 @@ pub async fn carry_out(node: &Arc<Node>, order: Order, mut conn: Conn<Socket>) -
         Order::Promote { force, max_loss_bytes, fence_command } => {
             Promotion { force, max_loss_bytes, fence_command, ..Promotion::default() }
         }
-        Order::Switchover { force } => Promotion { force, switchover: true, ..Promotion::default() },
+        Order::Switchover { dry_run } => Promotion { dry_run, switchover: true, ..Promotion::default() },
         Order::Unknown => {
             let message = "this version of walship does not know that order".to_owned();
             let told = Told::Failed { message, hint: None, outcome: Some("refused".to_owned()) };

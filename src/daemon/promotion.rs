@@ -133,7 +133,11 @@ async fn elect(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyho
     let Prepared { answers, mut facts, left_at, plan: expected } = prepared;
     let sql = Sql::connect(&node.conninfo).await.context("ask this node's PostgreSQL")?;
     let already = !sql.is_in_recovery().await?;
-    let why = if request.promotion.force { Why::Forced } else { Why::Loss };
+    let why = match &request.promotion {
+        asked if asked.switchover => Why::Switchover,
+        asked if asked.force => Why::Forced,
+        _ => Why::Loss,
+    };
     request.say(format!("asking for votes of epoch {}", expected.epoch)).await;
     election::run(node, &answers, &mut facts, left_at, why).await?;
     let mut plan = decide(&facts, request)?;

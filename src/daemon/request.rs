@@ -24,7 +24,7 @@ pub struct Promotion {
 impl Promotion {
     /// What the planner is told of it.
     pub fn wish(&self) -> Wish {
-        Wish { force: self.force, max_loss_bytes: self.max_loss_bytes }
+        Wish { force: self.force, max_loss_bytes: self.max_loss_bytes, switchover: self.switchover }
     }
 }
 

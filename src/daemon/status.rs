@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{commits, policy, retention, trouble};
+use super::{commits, policy, retention, trouble, votes};
 use crate::link::message;
 use crate::vitals::Contact;
 
@@ -93,6 +93,7 @@ fn own_alarms(node: &Node) -> Vec<String> {
     if let Some((epoch, name)) = node.superseded_by().filter(|_| may_accept_writes(node)) {
         alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
     }
+    alarms.extend(votes::alarm(node));
     for member in node.store.state().members.iter().filter(|member| member.let_go) {
         alarms.push(format!(
             "{} was let go, and WAL that it needs is no longer kept: `walship standby --reseed` there",

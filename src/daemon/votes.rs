@@ -76,6 +76,7 @@ async fn refusal(node: &Arc<Node>, request: &VoteRequest) -> Option<String> {
         return Some(format!("it knows of epoch {}, which was committed", state.committed_epoch));
     }
     match &state.promise {
+        // The answer to the first time was lost, or it is asked together with the others now.
         Some(promise) if promise.epoch == *epoch && promise.candidate == *candidate => return None,
         Some(promise) if *why != Why::Forced && is_under_way(node, promise).await => {
             let Promise { epoch, candidate, .. } = promise;
@@ -218,6 +219,20 @@ pub fn take_own_back(state: &mut crate::store::State, own: &str) {
     if state.promoting.is_none() {
         state.promise.take_if(|promise| promise.candidate == own);
     }
+}
+
+/// What a person must know while this node is bound by its vote.
+pub fn alarm(node: &Node) -> Option<String> {
+    let state = node.store.state();
+    let Promise { epoch, candidate, stops_primary, .. } = state.promise?;
+    if candidate == node.config.name || state.superseded.is_some() {
+        return None;
+    }
+    let waits = if stops_primary { "PostgreSQL stays down" } else { "no WAL is taken" };
+    Some(format!(
+        "epoch {epoch} was promised to {candidate}, and what became of that is not known: {waits} until {candidate} answers, or \
+         another promotion is committed"
+    ))
 }
 
 /// Asks the candidate what became of the election, as long as this node is bound by its vote. Runs until it is cancelled.

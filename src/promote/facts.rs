@@ -103,6 +103,8 @@ pub struct Wish {
     pub force: bool,
     /// Refuse where more may be lost than this.
     pub max_loss_bytes: Option<u64>,
+    /// The primary is there, and hands over.
+    pub switchover: bool,
 }
 
 /// All that is known before a promotion.

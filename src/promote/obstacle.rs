@@ -4,6 +4,9 @@ use super::facts::{Contact, Facts, Part, Replay, Seen, Server, Stage};
 use super::plan;
 use super::stake::Stake;
 
+/// How much a standby may lack that takes over: some seconds of transfer.
+const SWITCHOVER_LAG_BYTES_MAX: u64 = 64 << 20;
+
 /// Which obstacle it is, for programs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -26,6 +29,8 @@ pub enum Kind {
     ReplayPaused,
     /// The replay here is delayed.
     ReplayDelayed,
+    /// The primary that is to hand over does not answer.
+    NobodyHandsOver,
     /// More may be lost than was allowed.
     LossBeyondLimit,
 }
@@ -54,6 +59,53 @@ pub(super) fn all(facts: &Facts, stake: &Stake) -> Vec<Refusal> {
         replay(facts),
     ];
     found.into_iter().flatten().collect()
+}
+
+/// The same for a primary that hands over: it is to write until it is asked to stop, and by then has all.
+pub(super) fn of_switchover(facts: &Facts, stake: &Stake) -> Vec<Refusal> {
+    let found = [
+        hands_over(facts),
+        left_behind(facts, stake),
+        too_far_behind(facts),
+        refused(facts, stake),
+        no_majority(facts, stake),
+        replay(facts),
+    ];
+    found.into_iter().flatten().collect()
+}
+
+fn hands_over(facts: &Facts) -> Option<Refusal> {
+    let hint = "If it is lost, `walship promote` makes a standby the primary.".to_owned();
+    let refusal = |reason| Some(Refusal { kind: Kind::NobodyHandsOver, reason, hint });
+    match facts.primary() {
+        None => refusal("no primary is known that could hand over".to_owned()),
+        Some((primary, _)) if !primary.counts(facts.stage) => {
+            refusal(format!("{} does not answer, and can't hand over", primary.node))
+        }
+        Some((primary, Server::Unsure)) => {
+            refusal(format!("whether PostgreSQL on {} runs is unknown", primary.node))
+        }
+        Some((primary, Server::Down)) if facts.stage == Stage::Facts => {
+            refusal(format!("PostgreSQL on {} does not run, and can't hand over", primary.node))
+        }
+        Some(_) => None,
+    }
+}
+
+/// What is missing when the primary stops is pulled while nobody can write.
+fn too_far_behind(facts: &Facts) -> Option<Refusal> {
+    let (primary, Server::Writing { lsn }) = facts.primary()? else { return None };
+    let behind_bytes = lsn.bytes_since(facts.own_position().1);
+    (behind_bytes > SWITCHOVER_LAG_BYTES_MAX).then(|| Refusal {
+        kind: Kind::Behind,
+        reason: format!(
+            "{} is {behind_bytes} bytes behind {}, and writes would have to wait for that",
+            facts.node, primary.node
+        ),
+        hint: format!(
+            "Wait until it has caught up (`walship lag`): {SWITCHOVER_LAG_BYTES_MAX} bytes are fine."
+        ),
+    })
 }
 
 /// What may be lost goes beyond what was allowed.

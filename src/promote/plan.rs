@@ -52,7 +52,9 @@ pub fn plan(facts: &Facts, wish: &Wish) -> Result<Plan, Refusal> {
     let end = salvage.as_ref().map_or(facts.own_position().1, |salvage| salvage.to);
     let stake = stake::of(facts, end);
     let mut warnings = Vec::new();
-    for refusal in obstacle::all(facts, &stake) {
+    let obstacles =
+        if wish.switchover { obstacle::of_switchover(facts, &stake) } else { obstacle::all(facts, &stake) };
+    for refusal in obstacles {
         if !wish.force {
             return Err(refusal);
         }

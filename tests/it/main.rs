@@ -83,6 +83,8 @@ mod sql;
 mod standby;
 /// A primary's PostgreSQL stops, whatever commits wait for.
 mod stop;
+/// The primary hands over.
+mod switchover;
 /// A PostgreSQL of a version that walship does not know: refused everywhere.
 mod versions;
 /// Read your writes: a wait for a position, how it ends, and who may wait.

@@ -155,7 +155,7 @@ async fn a_promoted_relay_keeps_those_behind_it() {
     db1.dies().await;
     // One that was only ever heard of through this node is asked like the others.
     assert!(db3.sidecar.terminate().await.success());
-    let plan = db2.walship(&["promote", "--dry-run"]).await.exited_with(0);
+    let plan = db2.walship(&[PROMOTE.as_slice(), &["--dry-run"]].concat()).await.exited_with(0);
     assert!(plan.stderr.contains("db3 does not answer") && !plan.stderr.contains("db4 does not"), "{plan:?}");
     db3.run().await;
     let done = db2.walship(&PROMOTE).await.succeeded();

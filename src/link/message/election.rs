@@ -73,8 +73,8 @@ pub enum Order {
     },
     /// `walship switchover` there.
     Switchover {
-        /// Accept what would be refused.
-        force: bool,
+        /// Only say what would be done.
+        dry_run: bool,
     },
     /// Something that a newer version wants.
     #[serde(other)]
