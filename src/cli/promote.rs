@@ -8,9 +8,11 @@ use crate::daemon::control::{Client, Promotion};
 /// Make this standby the primary
 ///
 /// Asks every known node first. Refuses while the primary's PostgreSQL still answers, when another standby is further
-/// along, when so many are silent that one of them may alone have commits that a policy acknowledged, and while the
-/// replay here is paused or delayed; says which WAL may be lost. Then it stops receiving, has PostgreSQL replay all that
-/// is here, commits a new epoch and promotes. The other standbys follow by themselves. A PostgreSQL that was promoted by hand is adopted.
+/// along, when less than a majority of the members answer or so few that a silent one may alone have commits that a policy
+/// acknowledged, and while the replay here is paused or delayed; says which WAL may be lost. Then it stops receiving and
+/// has the others vote, which stops them, too; makes sure that the old primary is down, pulls what others have, has
+/// PostgreSQL replay all that, commits a new epoch and promotes. Up to the commit a failure takes everything back. The
+/// other standbys follow by themselves. A PostgreSQL that was promoted by hand is adopted.
 #[derive(clap::Args, Debug)]
 #[command(mut_args(only_with_long_help))]
 #[command(after_long_help = exit::explained(&[
@@ -22,6 +24,11 @@ use crate::daemon::control::{Client, Promotion};
 ], &[
     ("See what it would do, and what would be lost:", "walship promote --dry-run"),
     ("Do it:", "walship promote"),
+    ("Promote whichever standby is the furthest:", "walship promote --elect"),
+    (
+        "With two nodes, when the lost one can be switched off from here:",
+        "walship promote --fence-command 'ipmitool -H db1-bmc power off'",
+    ),
 ]))]
 pub struct Args {
     /// Go on where it would be refused, and accept what that costs
