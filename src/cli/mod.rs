@@ -18,6 +18,7 @@ mod output;
 mod privilege;
 mod progress;
 pub mod promote;
+pub mod rejoin;
 pub mod sidecar;
 pub mod standby;
 pub mod status;
@@ -126,6 +127,7 @@ enum Command {
     Wait(wait::Args),
     Promote(promote::Args),
     Switchover(switchover::Args),
+    Rejoin(rejoin::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -209,6 +211,7 @@ impl Command {
             Command::Wait(args) => wait::run(&args),
             Command::Promote(args) => promote::run(&args),
             Command::Switchover(args) => switchover::run(&args),
+            Command::Rejoin(args) => rejoin::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Completions(args) => completions::run(&args),
         }

@@ -81,7 +81,7 @@ pub(super) struct Promotion {
     pub priority: Option<u32>,
     #[serde(deserialize_with = "text")]
     pub fence_command: Option<String>,
-    auto_rejoin: Later,
+    pub auto_rejoin: bool,
     start_alone: Later,
 }
 
@@ -108,8 +108,8 @@ impl File {
     }
 
     fn refuse_later_keys(&self, text: &str, path: &Path) -> Result<(), ConfigError> {
-        let Promotion { auto_rejoin, start_alone, .. } = &self.promotion;
-        let later = [("promotion", "auto_rejoin", auto_rejoin), ("promotion", "start_alone", start_alone)];
+        let Promotion { start_alone, .. } = &self.promotion;
+        let later = [("promotion", "start_alone", start_alone)];
         for (section, name, set) in later {
             let key = KEYS.iter().find(|key| (key.section, key.name) == (section, name));
             let (Some(set), Some(key)) = (set, key) else { continue };

@@ -159,7 +159,14 @@ pub const KEYS: &[Key] = &[
          sure that PostgreSQL there is down and stays down, and exit with 0 only then. It is told WALSHIP_FENCE_NODE and \
          WALSHIP_FENCE_ADDRESS, and has 60 s. Empty: none.",
     ),
-    later("promotion", "auto_rejoin", "false", "Whether a lost primary comes back as a standby by itself."),
+    key(
+        "promotion",
+        "auto_rejoin",
+        "false",
+        "Whether a primary that was left behind by a promotion becomes a standby by itself, as `walship rejoin` does: what only it \
+         has is kept in the store's folder capsules, and its data directory made equal to the new primary's. One that handed over \
+         does that anyway.",
+    ),
     later(
         "promotion",
         "start_alone",

@@ -58,6 +58,8 @@ pub struct Config {
     pub auto_reseed: bool,
     /// Of several that are equally far the highest is promoted; zero for never.
     pub priority: u32,
+    /// Whether a primary that was left behind becomes a standby by itself.
+    pub auto_rejoin: bool,
     /// Makes sure that a lost primary is down.
     pub fence_command: Option<String>,
     /// The most bytes of WAL in the store; `None` for a share of the file system.
@@ -144,6 +146,7 @@ impl Config {
             ack: file.replication.ack.unwrap_or(Policy::Async),
             stall_limit: file.replication.stall_limit.unwrap_or_default(),
             priority: file.promotion.priority.unwrap_or(keys::PRIORITY),
+            auto_rejoin: file.promotion.auto_rejoin,
             fence_command: file.promotion.fence_command,
             auto_reseed: file.replication.auto_reseed,
             max_rate_bytes_per_second: over.max_rate.or(file.replication.max_rate).map(|size| size.0),

@@ -21,7 +21,7 @@ pub use super::request::Promotion;
 use super::reseed;
 use super::seed::Seed;
 pub use super::switchover::Switchover;
-use super::{door, forget, order, policy, status, switchover, wait};
+use super::{door, forget, order, policy, rejoin, status, switchover, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
 use crate::report::wait::{Wait, Waited};
@@ -53,6 +53,11 @@ pub enum Request {
     Reseed {
         /// How.
         seed: Seed,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
+    /// This old primary is to become a standby.
+    Rejoin {
         /// Only say what would be done.
         dry_run: bool,
     },
@@ -157,6 +162,10 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
         },
+        Ok(Request::Rejoin { dry_run }) => match rejoin(node, dry_run, &mut write).await {
+            Ok(line) => Reply::Done { line },
+            Err(error) => failed(&error),
+        },
         Ok(Request::Sync(wanted)) => match sync(node, wanted).await {
             Ok(line) => Reply::Done { line },
             Err(error) => failed(&error),
@@ -189,7 +198,7 @@ async fn promote(
         if let Some((epoch, newer)) = node.superseded_by() {
             return Err(Fault::refused(
                 format!("{} was superseded: {newer} was promoted with epoch {epoch}", node.config.name),
-                format!("Stop PostgreSQL here, and join this host again as a standby of {newer}."),
+                format!("`walship rejoin` makes this node a standby of {newer}."),
             ));
         }
         let state = node.store.state();
@@ -220,6 +229,27 @@ async fn switch_over(
             done = &mut done => return done,
         }
     }
+}
+
+async fn rejoin(
+    node: &Arc<Node>,
+    dry_run: bool,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> anyhow::Result<String> {
+    if node.role() == NodeRole::Standby {
+        return Err(Fault::refused(
+            format!("{} is a standby already", node.config.name),
+            "One that can't follow is made whole by `walship standby --reseed`.",
+        ));
+    }
+    let (say, mut lines) = mpsc::channel(16);
+    let (done, outcome) = oneshot::channel();
+    let request = rejoin::Request { dry_run, say, done };
+    node.rejoins.try_send(request).ok().context("it is rejoining already")?;
+    while let Some(line) = lines.recv().await {
+        send(write, &Reply::Progress { line }).await?;
+    }
+    outcome.await.context("the sidecar ended before that did").outcome(Outcome::Unknown)?
 }
 
 async fn seed_anew(
@@ -348,6 +378,11 @@ impl Client {
     /// Asks for a switchover, in the same way.
     pub async fn switchover(self, wanted: Switchover, say: impl FnMut(&str)) -> anyhow::Result<String> {
         self.carry_out(&Request::Switchover(wanted), say).await
+    }
+
+    /// Asks an old primary to become a standby, in the same way.
+    pub async fn rejoin(self, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(&Request::Rejoin { dry_run }, say).await
     }
 
     /// Asks for a re-seed, in the same way.

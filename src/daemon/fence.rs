@@ -47,7 +47,7 @@ pub async fn stop_for_vote(node: &Arc<Node>) -> anyhow::Result<Stopped> {
         sleep(LOOK_EVERY).await;
     }
     node.stays_down.send_replace(true);
-    let salvaged = salvage_own(node, CAPTURED_WITHIN).await;
+    let salvaged = complete_log(node).await;
     let signalled = node.blocking("leave standby.signal", leave_signal).await?;
     signalled?;
     failpoint::hit("vote-signalled");
@@ -59,8 +59,8 @@ pub async fn stop_for_vote(node: &Arc<Node>) -> anyhow::Result<Stopped> {
     Ok(Stopped { ended_cleanly })
 }
 
-/// Takes what PostgreSQL has in its pg_wal beyond the store; where the WAL ends.
-async fn salvage_own(node: &Arc<Node>, within: Duration) -> anyhow::Result<crate::pg::Lsn> {
+/// Takes what a stopped PostgreSQL has in its pg_wal beyond the store; where the WAL ends. Nobody captures.
+pub async fn complete_log(node: &Arc<Node>) -> anyhow::Result<crate::pg::Lsn> {
     let begun = Instant::now();
     loop {
         let salvaged = node.blocking("take what pg_wal has beyond the store", |node| {
@@ -69,7 +69,7 @@ async fn salvage_own(node: &Arc<Node>, within: Duration) -> anyhow::Result<crate
         match salvaged.await? {
             // Capture lets go of it in a moment.
             Err(salvage::SalvageError::Store(crate::store::StoreError::WriterTaken))
-                if begun.elapsed() < within =>
+                if begun.elapsed() < CAPTURED_WITHIN =>
             {
                 sleep(LOOK_EVERY).await;
             }

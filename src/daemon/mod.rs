@@ -30,6 +30,7 @@ mod postgres;
 mod primary;
 mod promotion;
 mod pull;
+mod rejoin;
 mod relay;
 pub mod remote_copy;
 mod request;
@@ -338,10 +339,16 @@ async fn serve(
     let (promotions, asked_promotions) = mpsc::channel(PROMOTIONS_WAITING_MAX);
     let (reseeds, asked_reseeds) = mpsc::channel(1);
     let (freezes, asked_freezes) = mpsc::channel(votes::VOTES_WAITING_MAX);
-    let mut requests =
-        Requests { promotions: asked_promotions, reseeds: asked_reseeds, freezes: asked_freezes };
+    let (rejoins, asked_rejoins) = mpsc::channel(1);
+    let mut requests = Requests {
+        promotions: asked_promotions,
+        reseeds: asked_reseeds,
+        freezes: asked_freezes,
+        rejoins: asked_rejoins,
+    };
     let made = tokio::task::spawn_blocking(move || {
-        let node = Node::new(config, store, role, Inlets { promotions, reseeds, freezes }, progress)?;
+        let node =
+            Node::new(config, store, role, Inlets { promotions, reseeds, freezes, rejoins }, progress)?;
         samples::restore(node.store.folder(), &node.vitals.samples);
         members::restore(&node);
         anyhow::Ok(node)
@@ -382,14 +389,30 @@ async fn serve(
 
 /// One role after another.
 async fn live(node: &Arc<Node>, life: Life, requests: &mut Requests) -> anyhow::Result<()> {
-    let (mut standby, mut wanted) = match life {
-        Life::Primary => (false, None),
-        Life::Standby => (true, None),
-        Life::Seeding(seed) => (true, Some(seed)),
-    };
+    let mut life = Some(life);
+    while let Some(now) = life {
+        life = match now {
+            Life::Primary => match primary::run(Arc::clone(node), requests).await? {
+                primary::End::Stopped => None,
+                primary::End::Rejoined(rejoin::Way::AsItIs) => Some(Life::Standby),
+                primary::End::Rejoined(rejoin::Way::Anew(seed)) => Some(Life::Seeding(seed)),
+            },
+            Life::Standby => live_as_standby(node, None, requests).await?,
+            Life::Seeding(seed) => live_as_standby(node, Some(seed), requests).await?,
+        };
+    }
+    Ok(())
+}
+
+/// A standby's life, through every re-seed, to its end or its promotion.
+async fn live_as_standby(
+    node: &Arc<Node>,
+    mut wanted: Option<Seed>,
+    requests: &mut Requests,
+) -> anyhow::Result<Option<Life>> {
     let mut asker: Option<reseed::Asker> = None;
     let mut was_whole = false;
-    while standby {
+    loop {
         if let Some(seed) = wanted.take() {
             let seeded = seed_anew(node, &seed, requests).await;
             let (answer, seeded) = reseed::outcome(node, seeded);
@@ -413,26 +436,21 @@ async fn live(node: &Arc<Node>, life: Life, requests: &mut Requests) -> anyhow::
             never = refuse(node, requests) => match never {},
         }
         match standby::run(Arc::clone(node), requests).await? {
-            standby::End::Stopped => return Ok(()),
-            standby::End::Promoted => standby = false,
+            standby::End::Stopped => return Ok(None),
+            // Whoever asked for a promotion meanwhile is answered by the primary's life.
+            standby::End::Promoted => return Ok(Some(Life::Primary)),
             standby::End::Reseed(request) => (wanted, asker) = (Some(request.seed), Some(request.done)),
             standby::End::PastFork => {}
             standby::End::LogGone { reason } => wanted = reseed::by_itself(node, &reason).await,
         }
     }
-    // Whoever asked for a promotion while one was under way is answered by it, and nobody waits in the channel any more.
-    requests.promotions.close();
-    while let Some(request) = requests.promotions.recv().await {
-        request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
-    }
-    requests.reseeds.close();
-    requests.freezes.close();
-    primary::run(Arc::clone(node)).await
 }
 
 /// Makes the data directory a standby's; PostgreSQL is stopped for that.
 async fn seed_anew(node: &Arc<Node>, seed: &Seed, requests: &mut Requests) -> anyhow::Result<()> {
     postgres::stop(&node.config).await?;
+    // It may have been a primary, that was left behind.
+    node.role.send_replace(NodeRole::Standby);
     // Its positions were those of what is made anew.
     node.vitals.feed.update(|feed| *feed = Default::default());
     // Cancel-safe: a request is refused as soon as it is taken.

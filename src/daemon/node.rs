@@ -9,9 +9,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::request::Request;
-use super::reseed;
 use super::votes::Freeze;
 use super::wait::WAITS;
+use super::{rejoin, reseed};
 use crate::ack::Tracker;
 use crate::backup::Backups;
 use crate::clock::WallTime;
@@ -38,6 +38,8 @@ pub struct Inlets {
     pub reseeds: mpsc::Sender<reseed::Request>,
     /// Votes.
     pub freezes: mpsc::Sender<Freeze>,
+    /// A primary's that was left behind.
+    pub rejoins: mpsc::Sender<rejoin::Request>,
 }
 
 /// A node of the cluster, as this process runs it.
@@ -74,6 +76,10 @@ pub struct Node {
     pub promotions: mpsc::Sender<Request>,
     /// Requests to seed this node anew; one at a time.
     pub reseeds: mpsc::Sender<reseed::Request>,
+    /// Requests to become a standby, of a primary that was left behind.
+    pub rejoins: mpsc::Sender<rejoin::Request>,
+    /// Before this it does not try again to rejoin by itself.
+    pub rejoin_after: watch::Sender<Option<tokio::time::Instant>>,
     /// Promises to make, as a standby.
     pub freezes: mpsc::Sender<Freeze>,
     /// Whether this node's PostgreSQL, a primary's, was stopped and is to stay down: nobody captures from it.
@@ -122,6 +128,8 @@ impl Node {
             promotions: inlets.promotions,
             reseeds: inlets.reseeds,
             freezes: inlets.freezes,
+            rejoins: inlets.rejoins,
+            rejoin_after: watch::Sender::new(None),
             reseeded: Mutex::new(None),
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),

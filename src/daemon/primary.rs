@@ -8,7 +8,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use super::{ack, epochs, fence, members, promotion, retention, samples, setting, trouble, votes};
+use super::standby::Requests;
+use super::{ack, epochs, fence, members, promotion, rejoin, retention, samples, setting, trouble, votes};
 use crate::capture::{self, Back, Options};
 use crate::pg::TimelineId;
 use crate::pg::sql::Sql;
@@ -18,8 +19,17 @@ use crate::vitals::{StandbyFeedback, Vitals};
 
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Runs until the node ends. An error is one that a person must mend; what is in the store is shipped meanwhile.
-pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
+/// How the life of a primary ends.
+pub enum End {
+    /// The node ends.
+    Stopped,
+    /// It was left behind, and becomes a standby.
+    Rejoined(rejoin::Way),
+}
+
+/// Runs until the node ends or rejoins. An error is one that a person must mend; what is in the store is shipped
+/// meanwhile.
+pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End> {
     // A disk that takes no change keeps nothing from being captured.
     let noting = async {
         trouble::until_noted(&node, "note the role", promotion::note_primary).await?;
@@ -32,22 +42,24 @@ pub async fn run(node: Arc<Node>) -> anyhow::Result<()> {
     // The first that ends by itself has failed: each of them runs as long as the node.
     let ended = tokio::select! {
         failed = noting => failed,
-        ended = capture_while_up(&node, back, &token) => ended,
-        () = votes::follow_up(Arc::clone(&node)) => Ok(()),
-        () = fence::keep_down(Arc::clone(&node)) => Ok(()),
-        ended = ack::run(Arc::clone(&node)) => ended,
-        ended = setting::watch(Arc::clone(&node)) => ended,
-        ended = members::keep(Arc::clone(&node)) => ended,
-        ended = retention::run(Arc::clone(&node)) => ended,
-        ended = epochs::tell(Arc::clone(&node)) => ended,
-        ended = samples::keep(Arc::clone(&node)) => ended,
-        () = pass_feedback(&node.vitals, feedback) => Ok(()),
-        () = node.token.cancelled() => Ok(()),
+        rejoined = rejoin::until_rejoined(&node, requests) => rejoined.map(End::Rejoined),
+        ended = capture_while_up(&node, back, &token) => ended.map(|()| End::Stopped),
+        () = votes::follow_up(Arc::clone(&node)) => Ok(End::Stopped),
+        () = fence::keep_down(Arc::clone(&node)) => Ok(End::Stopped),
+        ended = ack::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = setting::watch(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = members::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = epochs::tell(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
+        () = pass_feedback(&node.vitals, feedback) => Ok(End::Stopped),
+        () = node.token.cancelled() => Ok(End::Stopped),
     };
     token.cancel();
     let noted = node.blocking("keep the members' positions", members::note_positions).await?;
-    ended?;
-    trouble::unless_of_disk(noted).map(drop)
+    let ended = ended?;
+    trouble::unless_of_disk(noted)?;
+    Ok(ended)
 }
 
 /// Captures, but not from a PostgreSQL that was stopped and is to stay down.

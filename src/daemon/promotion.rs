@@ -320,7 +320,9 @@ pub fn note_primary(state: &mut State) {
 
 /// What everything that runs here looks at.
 pub fn act_as_primary(node: &Node) {
-    node.newer_primary.send_replace(None);
+    // What left it behind holds until it has rejoined, also after a restart.
+    let superseded = node.store.state().superseded;
+    node.newer_primary.send_replace(superseded.map(|superseded| (superseded.epoch, superseded.by)));
     node.stand_on(Route::of_primary(&node.config.name));
     node.role.send_replace(NodeRole::Primary);
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::promotion;
 use super::request::Request;
-use super::{by_hand, follow, members, order, postgres, reseed, retention, samples, trouble, votes};
+use super::{by_hand, follow, members, order, postgres, rejoin, reseed, retention, samples, trouble, votes};
 use crate::clock::WallTime;
 use crate::feed::{self, ServerVersion};
 use crate::link::message::Route;
@@ -41,6 +41,8 @@ pub struct Requests {
     pub reseeds: mpsc::Receiver<reseed::Request>,
     /// Votes.
     pub freezes: votes::Freezes,
+    /// What only a primary that was left behind is asked.
+    pub rejoins: mpsc::Receiver<rejoin::Request>,
 }
 
 /// Runs until the node ends, is promoted, or is to be seeded anew.
@@ -57,6 +59,7 @@ pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End
     };
     node.stand_on(Route::alone(&node.config.name));
     node.role.send_replace(NodeRole::Standby);
+    node.stays_down.send_replace(false);
     let token = node.token.child_token();
     let mut feeding = node.tasks.spawn(serve_feed(Arc::clone(&node), token.clone()));
     // The first that ends by itself has failed: each of them runs as long as the standby.
@@ -108,6 +111,9 @@ fn close_exposure(node: &Node) -> Result<(), StoreError> {
 fn become_standby(state: &mut State) {
     state.role = Some(NodeRole::Standby);
     state.configured = None;
+    // Where this node was the primary, that is over; a vote that stopped it has come to its end.
+    state.superseded = None;
+    state.promise.take_if(|promise| promise.stops_primary);
 }
 
 async fn serve_feed(node: Arc<Node>, token: CancellationToken) -> anyhow::Result<()> {

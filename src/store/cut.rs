@@ -3,7 +3,8 @@
 //! The surplus is WAL that nobody will ever continue: it is kept as a capsule in `capsules/`, for a person.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
 use super::codec::FrameEncoder;
 use super::folder::{self, CAPSULES_FOLDER, Form};
@@ -63,8 +64,33 @@ fn rewrite(folder: &Path, store: &Store, key: Key, kept: &[u8]) -> Result<OpenSe
     Ok(open)
 }
 
-fn write_capsule(store: &Store, timeline: TimelineId, from: Lsn) -> Result<(), StoreError> {
-    keep(store, timeline, from, &read_raw(store, timeline, from, None)?)
+/// Keeps all WAL of a timeline from `from` on as a capsule; its file. It may be more than the memory holds.
+pub(super) fn write_capsule(store: &Store, timeline: TimelineId, from: Lsn) -> Result<PathBuf, StoreError> {
+    let folder = store.folder().join(CAPSULES_FOLDER);
+    durable::create_folder(&folder)?;
+    let temporary = folder.join(format!("{:08X}-{:016X}.tmp", timeline.0, from.0));
+    durable::remove(&temporary)?;
+    let mut file = durable::create_new(&temporary)?;
+    let mut encoder = FrameEncoder::new()?;
+    let mut cursor = store.raw_cursor(timeline, from, Visibility::Appended)?;
+    let (mut end, mut bytes) = (from, Vec::new());
+    let failed = |e| FileError::new("write", &temporary, e);
+    while let RawStep::Bytes { data, .. } = cursor.next()? {
+        encoder.write(&data, &mut bytes)?;
+        end = end + data.len() as u64;
+        file.write_all(&bytes).map_err(failed)?;
+        bytes.clear();
+    }
+    encoder.finish(&mut bytes)?;
+    file.write_all(&bytes).map_err(failed)?;
+    durable::sync_data(&file, &temporary)?;
+    let path = folder.join(capsule_name(timeline, from, end));
+    durable::rename(&temporary, &path)?;
+    Ok(path)
+}
+
+fn capsule_name(timeline: TimelineId, from: Lsn, end: Lsn) -> String {
+    format!("{:08X}-{:016X}-{:016X}.wal.zst", timeline.0, from.0, end.0)
 }
 
 /// Keeps raw WAL as a capsule.
@@ -75,7 +101,7 @@ pub(super) fn keep(store: &Store, timeline: TimelineId, from: Lsn, raw: &[u8]) -
     encoder.finish(&mut bytes)?;
     let folder = store.folder().join(CAPSULES_FOLDER);
     durable::create_folder(&folder)?;
-    let name = format!("{:08X}-{:016X}-{:016X}.wal.zst", timeline.0, from.0, from.0 + raw.len() as u64);
+    let name = capsule_name(timeline, from, from + raw.len() as u64);
     Ok(durable::write(&folder.join(name), &bytes)?)
 }
 

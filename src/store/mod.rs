@@ -373,6 +373,11 @@ impl Store {
         retention::apply(self, holds, max_bytes)
     }
 
+    /// Keeps all WAL of a timeline from a position on as a capsule, for a person; its file. The store stays as it is. Blocks.
+    pub fn keep_from(&self, timeline: TimelineId, from: Lsn) -> Result<PathBuf, StoreError> {
+        cut::write_capsule(self, timeline, from)
+    }
+
     /// Empties the store and makes it another one, for a node that is seeded anew. There must be no writer; readers
     /// find that nothing of what they read is kept.
     pub fn reset(&self, log: Log) -> Result<(), StoreError> {

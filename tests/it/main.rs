@@ -73,6 +73,8 @@ mod promotion;
 mod proxy;
 /// What is refused: a message, a hint, an exit code, and nothing harmed.
 mod refusals;
+/// An old primary comes back.
+mod rejoin;
 /// The replication protocol, client side: logging in, streaming, and how streams end.
 mod replication;
 /// Standbys that are made whole of what is there: let go, damaged, diverged.

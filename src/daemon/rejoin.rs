@@ -1,0 +1,292 @@
+//! An old primary becomes a standby of the one that took its place.
+//!
+//! Its PostgreSQL is stopped, and its log complete to the last whole record: then it is known whether it went past the
+//! point where the new primary left it. If not, it follows as it is. If so, what lies past that is kept as a capsule, and
+//! the data directory is made equal to the new primary's. Every step can be repeated: until this node lives as a standby it
+//! is the superseded primary that it was, and the same command goes on.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
+
+use super::ask::{ANSWER_WITHIN, ask};
+use super::node::Node;
+use super::postgres::{self, CONFIGURATION_FILE};
+use super::seed::Seed;
+use super::standby::Requests;
+use super::{fence, upstreams};
+use crate::failpoint;
+use crate::fault::{Fault, WithFault};
+use crate::feed;
+use crate::link::message::{Hello, Purpose, Role};
+use crate::pg::{Lsn, TimelineId};
+use crate::report::units;
+use crate::restore::standby::StandbySettings;
+use crate::restore::target::Kind;
+
+/// Between two tries to rejoin by itself.
+const RETRY_EVERY: Duration = Duration::from_secs(5);
+
+/// A new primary begins to capture so soon after its promotion.
+const TIMELINE_WITHIN: Duration = Duration::from_secs(15);
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// A request to rejoin.
+pub struct Request {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Where progress is told, line by line.
+    pub say: mpsc::Sender<String>,
+    /// The outcome.
+    pub done: oneshot::Sender<anyhow::Result<String>>,
+}
+
+/// What becomes of this node.
+pub enum Way {
+    /// It follows as it is.
+    AsItIs,
+    /// Its data directory is made equal to the new primary's first.
+    Anew(Seed),
+}
+
+/// What was found out.
+struct Found {
+    /// The new primary.
+    primary: String,
+    timeline: TimelineId,
+    /// Where this node's log ends: behind the last whole record.
+    end: Lsn,
+    /// Where the new primary's history left it; `None` when that has nothing of it.
+    fork: Option<Lsn>,
+}
+
+impl Found {
+    fn has_diverged(&self) -> bool {
+        self.fork.is_none_or(|fork| self.end > fork)
+    }
+
+    fn sentence(&self, own: &str) -> String {
+        let Found { primary, timeline, end, fork } = self;
+        match fork {
+            None => format!("{primary}'s history has nothing of timeline {timeline}, which {own} is on"),
+            Some(fork) if end > fork => format!(
+                "{own} has {} that {primary} never had: timeline {timeline} from {fork} to {end}",
+                units::size(end.bytes_since(*fork))
+            ),
+            Some(fork) => {
+                format!("{primary} has all that {own} wrote: it left timeline {timeline} at {fork}")
+            }
+        }
+    }
+}
+
+/// Waits until this primary, which was left behind, is a standby's to be: when a person asks for it, or by itself where it
+/// handed over or is configured so. What is asked of a standby meanwhile is refused.
+pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow::Result<Way> {
+    loop {
+        // Cancellation-safe: a request is taken whole, and the wait keeps nothing.
+        tokio::select! {
+            Some(request) = requests.rejoins.recv() => {
+                if let Some(way) = answer(node, request).await {
+                    return Ok(way);
+                }
+            }
+            Some(request) = requests.promotions.recv() => {
+                request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
+            }
+            Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(no_standby(node)))),
+            Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(no_standby(node)))),
+            () = until_left_behind(node) => match rejoin(node, |_| {}).await {
+                Ok((way, done)) => {
+                    tracing::info!("rejoining: {done}");
+                    return Ok(way);
+                }
+                Err(error) => {
+                    tracing::warn!("not rejoined, trying again: {error:#}");
+                    node.rejoin_after.send_replace(Some(Instant::now() + RETRY_EVERY));
+                }
+            },
+        }
+    }
+}
+
+fn no_standby(node: &Node) -> anyhow::Error {
+    Fault::refused(format!("{} is no standby", node.config.name), "`walship status` shows which nodes are.")
+}
+
+/// Waits until this node is to rejoin without being asked.
+async fn until_left_behind(node: &Arc<Node>) {
+    let mut newer_primary = node.newer_primary.subscribe();
+    loop {
+        // Its sender is never gone before the node is.
+        let _ = newer_primary.wait_for(Option::is_some).await;
+        let after = *node.rejoin_after.borrow();
+        if let Some(after) = after {
+            tokio::time::sleep_until(after).await;
+        }
+        let state = node.store.state();
+        let handed_over = state
+            .superseded
+            .as_ref()
+            .zip(state.promise.as_ref())
+            .is_some_and(|(gone, promise)| promise.stops_primary && promise.epoch == gone.epoch);
+        if handed_over || node.config.auto_rejoin && state.superseded.is_some() {
+            return;
+        }
+        sleep(RETRY_EVERY).await;
+    }
+}
+
+/// Does what a person asks for, and says how it went; `None` when this node stays what it is.
+async fn answer(node: &Arc<Node>, request: Request) -> Option<Way> {
+    let Request { dry_run, say, done } = request;
+    let tell = |line: String| drop(say.try_send(line));
+    let outcome = if dry_run {
+        look(node).await.map(|found| (None, would(node, &found)))
+    } else {
+        rejoin(node, tell).await.map(|(way, line)| (Some(way), line))
+    };
+    // Whoever asked may have gone; it is in the log, too.
+    match outcome {
+        Ok((way, line)) => {
+            let _ = done.send(Ok(line));
+            way
+        }
+        Err(error) => {
+            let _ = done.send(Err(error));
+            None
+        }
+    }
+}
+
+fn would(node: &Node, found: &Found) -> String {
+    let what = found.sentence(&node.config.name);
+    if found.has_diverged() {
+        format!(
+            "{what}. It would be kept as a capsule, and the data directory made equal to {}'s; nothing was changed",
+            found.primary
+        )
+    } else {
+        format!("{what}. It would follow as it is; nothing was changed")
+    }
+}
+
+/// Looks, and changes nothing but what a superseded primary does anyway.
+async fn look(node: &Arc<Node>) -> anyhow::Result<Found> {
+    if node.superseded_by().is_none() {
+        return Err(Fault::refused(
+            format!("{} is the primary: nobody was promoted in its place", node.config.name),
+            "`walship switchover` hands over to a standby, and this node follows it.",
+        ));
+    }
+    let data_directory = &node.config.postgres.data_directory;
+    let configuration = data_directory.join(CONFIGURATION_FILE);
+    if node.config.postgres.start_command.is_none() && !configuration.exists() {
+        return Err(Fault::refused(
+            format!(
+                "walship does not know how to start PostgreSQL here: {} is not there",
+                configuration.display()
+            ),
+            "Set start_command in walship.toml, as in \"pg_ctlcluster 15 main start\", restart walship, and run this again.",
+        ));
+    }
+    let hello = new_primary_with_its_timeline(node).await?;
+    postgres::stop(&node.config).await?;
+    failpoint::hit("rejoin-stopped");
+    let end = fence::complete_log(node).await?;
+    failpoint::hit("rejoin-completed");
+    let timeline = node.store.newest_timeline().context("the store is empty")?;
+    let next = hello.timelines.iter().find(|next| next.parent == Some(timeline));
+    let is_known = hello.timelines.iter().any(|theirs| {
+        let ours = node.store.state().identity_of(timeline).map(crate::ship::wire_identity);
+        Some(theirs) == ours.as_ref()
+    });
+    // Its store may begin with the new timeline, and what came before is told by that one's parent alone.
+    let fork = next
+        .filter(|_| is_known || hello.timelines.first().is_some_and(|first| first.parent == Some(timeline)));
+    let record = node.blocking("find the last record", move |node| node.store.last_record_end(timeline));
+    let end = record.await??.unwrap_or(end);
+    Ok(Found { primary: hello.node, timeline, end, fork: fork.map(|next| next.switch_lsn) })
+}
+
+/// The same once it has begun the timeline of its promotion, which tells where it left this node's.
+async fn new_primary_with_its_timeline(node: &Arc<Node>) -> anyhow::Result<Hello> {
+    let begun = Instant::now();
+    loop {
+        let hello = new_primary(node).await?;
+        let newest = hello.timelines.last().and_then(|identity| identity.branch.as_ref());
+        if newest.is_some_and(|branch| branch.epoch == hello.committed_epoch) {
+            return Ok(hello);
+        }
+        if begun.elapsed() > TIMELINE_WITHIN {
+            return Err(anyhow::anyhow!(
+                "{} was promoted and does not ship its new timeline yet",
+                hello.node
+            ))
+            .hint("Look at its log, and run this again. Nothing was changed.");
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// The node that was promoted, or one promoted since, as it says of itself.
+async fn new_primary(node: &Arc<Node>) -> anyhow::Result<Hello> {
+    let least = node.newer_primary.borrow().as_ref().map_or(0, |(epoch, _)| *epoch);
+    let mut failures = Vec::new();
+    for address in upstreams::addresses(node) {
+        let (security, ours) = (node.security(), node.hello(Purpose::Ask));
+        let asked = tokio::time::timeout(ANSWER_WITHIN, ask(&address, &security, &ours)).await;
+        match asked.unwrap_or_else(|_| Err(crate::link::LinkError::Silent(ANSWER_WITHIN).into())) {
+            Ok((hello, _)) if hello.role == Role::Primary && hello.committed_epoch >= least => {
+                return Ok(hello);
+            }
+            Ok((hello, _)) => failures.push(format!("{address}: {} is {}", hello.node, hello.role.name())),
+            Err(error) => failures.push(format!("{address}: {error:#}")),
+        }
+    }
+    Err(anyhow::anyhow!("the new primary does not answer ({})", failures.join("; ")))
+        .hint("Once it does, run this again. Nothing was changed.")
+}
+
+/// Makes this node ready to live as a standby.
+async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way, String)> {
+    let found = look(node).await?;
+    let name = node.config.name.clone();
+    tell(found.sentence(&name));
+    if !found.has_diverged() {
+        let settings = StandbySettings {
+            primary_conninfo: feed::primary_conninfo(&node.config.feed_folder()),
+            is_fed: true,
+            ..StandbySettings::default()
+        };
+        let applied = node.blocking("make PostgreSQL a standby", move |node| {
+            settings.apply(&node.config.postgres.data_directory)
+        });
+        applied.await??;
+        failpoint::hit("rejoin-settled");
+        return Ok((Way::AsItIs, format!("{name} follows {}, with all that it had", found.primary)));
+    }
+    let kept = keep(node, &found).await?;
+    failpoint::hit("rejoin-kept");
+    tell(format!("what {} never had is kept in {}", found.primary, kept.display()));
+    let seed = Seed::automatic(&node.config, Kind::Reseed);
+    let line = format!(
+        "{name} is being made equal to {}, and follows it then: `walship status` shows how far that is",
+        found.primary
+    );
+    Ok((Way::Anew(seed), line))
+}
+
+/// Keeps what lies past the fork, or the whole newest timeline where the new primary has nothing of it.
+async fn keep(node: &Arc<Node>, found: &Found) -> anyhow::Result<PathBuf> {
+    let (timeline, fork) = (found.timeline, found.fork);
+    let kept = node.blocking("keep what lies past the fork", move |node| {
+        let start = node.store.start_of(timeline).unwrap_or(Lsn::INVALID);
+        node.store.keep_from(timeline, fork.unwrap_or(start).max(start))
+    });
+    Ok(kept.await??)
+}

@@ -1,0 +1,149 @@
+//! An old primary comes back as a standby.
+
+use anyhow::ensure;
+use walship::report::Role;
+
+use crate::harness::{Node, PROMOTE, Test, eventually};
+use crate::promotion::{three, write};
+
+/// Waits until a node lives as a standby of another one.
+async fn is_standby(node: &Node) {
+    eventually(&format!("{} is a standby", node.name()), async || {
+        let role = node.status().await?.node.role;
+        ensure!(role == Role::Standby, "{role:?}");
+        Ok(())
+    })
+    .await;
+}
+
+fn capsules(node: &Node) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(node.store().join("capsules")) else { return Vec::new() };
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// db1 is lost and comes back with rows that db2, the new primary, never had.
+async fn diverged(test: &Test) -> (Node, Node, Node) {
+    let (mut db1, db2, db3) = three(test).await;
+    db1.dies().await;
+    db2.walship(&PROMOTE).await.exited_with(0);
+    write(&db2, "after").await;
+    db1.cluster.start().await.unwrap();
+    write(&db1, "only_here").await;
+    db1.sidecar.expect_log("this node was superseded");
+    db1.sidecar.expect_log("the log that is here does not lead to where the copy begins");
+    (db1, db2, db3)
+}
+
+#[tokio::test]
+async fn after_a_switchover_the_old_primary_follows_by_itself_and_can_take_over_again() {
+    let test = Test::new();
+    let (db1, db2, db3) = three(&test).await;
+    db1.walship(&["rejoin"]).await.failed(3, &["db1 is the primary: nobody was promoted in its place"]);
+    db2.walship(&["rejoin"]).await.failed(3, &["db2 is a standby already"]);
+    db1.walship(&["switchover", "--to", "db2"]).await.succeeded();
+    is_standby(&db1).await;
+    write(&db2, "after").await;
+    for standby in [&db1, &db3] {
+        standby.equals(&db2).await;
+    }
+    assert!(capsules(&db1).is_empty(), "it had nothing that db2 did not have");
+    eventually("its slot is dropped", async || {
+        let slots = db1.cluster.value("SELECT count(*) FROM pg_replication_slots").await?;
+        ensure!(slots == "0", "{slots}");
+        Ok(())
+    })
+    .await;
+    let done = db3.walship(&["switchover", "--to", "db1"]).await.succeeded();
+    assert!(done.contains("db1 is the primary of epoch 2"), "{done}");
+    is_standby(&db2).await;
+    write(&db1, "back").await;
+    for standby in [&db2, &db3] {
+        standby.equals(&db1).await;
+    }
+}
+
+#[tokio::test]
+async fn what_only_the_old_primary_had_is_kept_before_it_is_made_equal() {
+    let test = Test::new();
+    let (mut db1, db2, db3) = diverged(&test).await;
+    db1.run().await;
+    db1.sidecar.wait_log("this node was superseded").await;
+    let dry = db1.walship(&["rejoin", "--dry-run"]).await.succeeded();
+    assert!(dry.contains("that db2 never had") && dry.contains("nothing was changed"), "{dry}");
+    let done = db1.walship(&["rejoin"]).await.exited_with(0);
+    assert!(done.stderr.contains("that db2 never had") && done.stderr.contains("is kept in"), "{done:?}");
+    assert!(done.stdout.contains("db1 is being made equal to db2"), "{done:?}");
+    is_standby(&db1).await;
+    db1.equals(&db2).await;
+    assert_eq!(db1.cluster.value("SELECT to_regclass('only_here') IS NULL").await.unwrap(), "t");
+    assert!(capsules(&db1).iter().any(|name| name.ends_with(".wal.zst")), "{:?}", capsules(&db1));
+    write(&db2, "later").await;
+    for standby in [&db1, &db3] {
+        standby.equals(&db2).await;
+    }
+}
+
+#[tokio::test]
+async fn configured_so_an_old_primary_rejoins_by_itself() {
+    let test = Test::new();
+    let (mut db1, db2, _db3) = diverged(&test).await;
+    let config = std::fs::read_to_string(db1.config_file()).unwrap();
+    assert!(config.contains("# auto_rejoin = false"), "{config}");
+    std::fs::write(db1.config_file(), config.replace("# auto_rejoin = false", "auto_rejoin = true")).unwrap();
+    db1.run().await;
+    is_standby(&db1).await;
+    db1.equals(&db2).await;
+}
+
+/// Kills the sidecar of an old primary at a point of its way back, and lets the same command finish it.
+async fn finishes_after(point: &str) {
+    let test = Test::new();
+    let (mut db1, db2, _db3) = diverged(&test).await;
+    db1.sidecar.set("WALSHIP_FAILPOINTS", &format!("{point}=abort"));
+    db1.run().await;
+    db1.sidecar.wait_log("this node was superseded").await;
+    db1.walship(&["rejoin"]).await.exits(4).unwrap();
+    db1.sidecar.ended().await;
+    db1.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db1.run().await;
+    if db1.status().await.unwrap().node.role != Role::Standby {
+        db1.sidecar.wait_log("this node was superseded").await;
+        db1.walship(&["rejoin"]).await.succeeded();
+    }
+    is_standby(&db1).await;
+    db1.equals(&db2).await;
+}
+
+#[tokio::test]
+async fn killed_once_it_is_stopped_it_is_finished_by_the_same_command() {
+    finishes_after("rejoin-stopped").await;
+}
+
+#[tokio::test]
+async fn killed_once_its_log_is_whole_it_is_finished_by_the_same_command() {
+    finishes_after("rejoin-completed").await;
+}
+
+#[tokio::test]
+async fn killed_once_the_capsule_is_kept_it_is_finished_by_the_same_command() {
+    finishes_after("rejoin-kept").await;
+}
+
+#[tokio::test]
+async fn killed_once_it_was_settled_as_a_standby_it_goes_on() {
+    let test = Test::new();
+    let (mut db1, db2, db3) = three(&test).await;
+    assert!(db1.sidecar.terminate().await.success());
+    db1.sidecar.set("WALSHIP_FAILPOINTS", "rejoin-settled=abort");
+    db1.run().await;
+    db2.follows(&db1).await;
+    db2.walship(&["switchover", "--to", "db2"]).await.succeeded();
+    db1.sidecar.ended().await;
+    db1.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db1.run().await;
+    is_standby(&db1).await;
+    write(&db2, "after").await;
+    for standby in [&db1, &db3] {
+        standby.equals(&db2).await;
+    }
+}
