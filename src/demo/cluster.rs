@@ -225,6 +225,16 @@ impl Cluster {
         Ok(())
     }
 
+    /// Stops all its processes as they are with SIGSTOP: they hold what they hold, and answer nothing.
+    pub fn freeze(&self) {
+        process::freeze(&self.data_directory());
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&self) {
+        process::thaw(&self.data_directory());
+    }
+
     /// True while the server's postmaster runs, whoever started it.
     pub fn is_running(&self) -> bool {
         process::postmaster(&self.data_directory()).is_some()

@@ -16,6 +16,7 @@ pub mod story;
 pub mod summary;
 pub mod told;
 pub mod wait;
+pub mod wire;
 
 pub use crate::pg::Binaries;
 pub use account::Account;
@@ -23,3 +24,4 @@ pub use cluster::{Cluster, ClusterOptions, StopMode};
 pub use ledger::{Ledger, Workload, WorkloadOptions};
 pub use proxy::Proxy;
 pub use random::Random;
+pub use wire::{Direction, Wire};

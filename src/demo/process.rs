@@ -66,6 +66,17 @@ pub fn kill_all(data_directory: &Path) -> bool {
     false
 }
 
+/// Stops the whole server with SIGSTOP, the postmaster first, so that no child is left out.
+pub fn freeze(data_directory: &Path) {
+    signal(postmaster(data_directory).as_slice(), Signal::STOP);
+    signal(&of_server(data_directory), Signal::STOP);
+}
+
+/// Lets a server that was frozen go on.
+pub fn thaw(data_directory: &Path) {
+    signal(&of_server(data_directory), Signal::CONT);
+}
+
 /// Asks for an immediate shutdown, and kills what is left when `within` has passed. Unlike [`kill_all`] this
 /// leaves no shared memory behind.
 pub fn stop_immediately(data_directory: &Path, within: Duration) {
@@ -76,7 +87,7 @@ pub fn stop_immediately(data_directory: &Path, within: Duration) {
         return;
     };
     signal(&[postmaster], Signal::QUIT);
-    signal(&[postmaster], Signal::CONT); // a stopped one would never hear the first
+    signal(&all, Signal::CONT); // a stopped one would never hear the first, nor its children what it tells them
     while !of_server(data_directory).is_empty() {
         if Instant::now() > deadline {
             kill_all(data_directory);

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::harness::{Finished, Node, Sidecar, Test, eventually};
+use crate::harness::{Finished, Node, Sidecar, Test, eventually, last_words};
 
 /// What dropping a sidecar says, if it fails the test.
 fn verdict(sidecar: Sidecar) -> Option<String> {
@@ -110,4 +110,16 @@ fn ports_differ_and_chance_repeats() {
         (0..10).map(|_| random.below(1000) + random.pick(&[0, 1])).collect()
     };
     assert_eq!(choices(), choices());
+}
+
+#[test]
+fn why_a_test_failed_is_kept_to_be_said_last() {
+    let _test = Test::new();
+    assert_eq!(last_words(), "");
+    let reason = 7;
+    assert!(catch_unwind(|| panic!("for reason {reason}")).is_err());
+    let said = last_words();
+    assert!(said.contains("tests/it/harness_itself.rs:") && said.ends_with(": for reason 7"), "{said}");
+    let elsewhere = std::thread::spawn(last_words);
+    assert_eq!(elsewhere.join().unwrap(), "", "each thread has its own");
 }

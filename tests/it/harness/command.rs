@@ -117,7 +117,18 @@ impl Finished {
         self
     }
 
-    fn framed(&self) -> String {
+    /// The exit code; none, when a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.code
+    }
+
+    /// All that it printed and said.
+    pub fn said(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+
+    /// The command and all about its end, for a person.
+    pub fn framed(&self) -> String {
         format!("\n{}\n--- stdout\n{}--- stderr\n{}---", self.command, self.stdout, self.stderr)
     }
 }

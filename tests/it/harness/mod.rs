@@ -8,6 +8,7 @@
 mod command;
 mod content;
 mod disk;
+mod last_words;
 mod life;
 mod log;
 mod node;
@@ -18,6 +19,7 @@ pub mod tools;
 pub use command::Finished;
 pub use content::everything_below;
 pub use disk::{Disk, ran_with_own_mounts};
+pub use last_words::last_words;
 pub use log::Log;
 pub use node::Node;
 pub use sidecar::Sidecar;

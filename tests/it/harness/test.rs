@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use walship::demo::{Account, Binaries, Cluster, ClusterOptions, Random};
 
-use super::{Finished, command};
+use super::{Finished, command, last_words};
 
 /// Replays the choices of an earlier run.
 const SEED_VARIABLE: &str = "WALSHIP_SEED";
@@ -39,6 +39,7 @@ impl Test {
 
     /// The same with another PostgreSQL than the one that is tested.
     pub fn on(binaries: Binaries) -> Test {
+        last_words::keep();
         let thread = std::thread::current();
         let name: String =
             thread.name().unwrap_or("test").rsplit("::").next().unwrap().chars().take(30).collect();
@@ -130,6 +131,7 @@ impl Drop for Test {
                 self.seed,
                 self.folder.display()
             );
+            println!("panicked at {}", last_words::last_words());
         } else {
             std::fs::remove_dir_all(&self.folder).unwrap();
         }
