@@ -79,6 +79,8 @@ mod rejoin;
 mod replication;
 /// Standbys that are made whole of what is there: let go, damaged, diverged.
 mod reseed;
+/// Scenes of a few nodes, in words.
+mod scenes;
 /// The few queries, what they need, and how their errors are sorted.
 mod sql;
 /// A standby: joining, following, and what it survives.

@@ -1,0 +1,81 @@
+//! Scenes: what becomes of a few nodes when things go wrong, a step a line. Each is a file in `scenes/`; the words are
+//! those of `scenes/parse.rs`.
+
+mod links;
+mod parse;
+mod stage;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// A test for each scene, of its name.
+macro_rules! scenes {
+    ($($name:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let file = concat!("tests/it/scenes/", stringify!($name), ".scene");
+                play(file, include_str!(concat!("scenes/", stringify!($name), ".scene"))).await;
+            }
+        )*
+
+        const PLAYED: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+scenes! {
+    a_candidate_that_dies_after_the_commit_is_the_primary
+    a_candidate_that_dies_after_the_votes_runs_again
+    a_candidate_that_dies_for_good_leaves_the_place_to_another
+    a_candidate_that_does_not_hear_the_primary_is_refused
+    a_chain_loses_its_head
+    a_failed_election_harms_nobody
+    a_frozen_primary_is_superseded_when_it_wakes
+    a_lone_standby_in_the_minority_is_refused
+    a_primary_cut_off_from_all_is_replaced
+    a_primary_restored_from_a_snapshot_is_told
+    a_relay_is_promoted
+    a_returning_primary_is_stopped
+    a_sidecar_that_hung_stops_what_went_on
+    a_standby_below_a_relay_is_promoted
+    a_voter_dies_with_its_promise
+    a_wiped_node_comes_back
+    forced_a_primary_that_writes_is_stopped
+    of_two_nodes_the_fence_decides
+    of_two_promotions_at_once_no_two_win
+    the_right_one_is_elected_from_anywhere
+    too_few_are_heard_to_be_sure
+    what_another_standby_has_is_pulled
+    what_only_a_dead_primary_has_is_pulled_from_its_pg_wal
+}
+
+async fn play(file: &str, text: &str) {
+    let scene = parse::parse(file, text).unwrap_or_else(|wrong| panic!("{wrong}"));
+    stage::play(file, &scene).await;
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/scenes")
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "scene")).collect()
+}
+
+#[test]
+fn every_scene_is_played() {
+    let there = files(&folder());
+    let there: BTreeSet<&str> =
+        there.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(there, PLAYED.iter().copied().collect());
+}
+
+/// What walship does not do yet: read, so that it stays readable, and not played.
+#[test]
+fn every_later_scene_can_be_read() {
+    for file in files(&folder().join("later")) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        parse::parse(&file.display().to_string(), &text).unwrap_or_else(|wrong| panic!("{wrong}"));
+    }
+}
