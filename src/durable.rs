@@ -150,7 +150,8 @@ pub fn sync_folder_of(path: &Path) -> Result<()> {
     }
 }
 
-fn temporary_name(path: &Path) -> PathBuf {
+/// What a file is called until it is complete.
+pub fn temporary_name(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(TEMPORARY_SUFFIX);
     PathBuf::from(name)

@@ -9,6 +9,7 @@ pub mod completions;
 pub mod demo;
 pub mod exit;
 pub mod exposures;
+pub mod fetch_wal;
 mod forget;
 pub mod init;
 pub mod invite;
@@ -128,6 +129,7 @@ enum Command {
     Promote(promote::Args),
     Switchover(switchover::Args),
     Rejoin(rejoin::Args),
+    FetchWal(fetch_wal::Args),
     Demo(demo::Args),
     Completions(completions::Args),
 }
@@ -212,6 +214,7 @@ impl Command {
             Command::Promote(args) => promote::run(&args),
             Command::Switchover(args) => switchover::run(&args),
             Command::Rejoin(args) => rejoin::run(&args),
+            Command::FetchWal(args) => fetch_wal::run(&args),
             Command::Demo(args) => demo::run(&args),
             Command::Completions(args) => completions::run(&args),
         }

@@ -17,7 +17,7 @@ pub const FRAME_BYTES: u64 = 1 << 20;
 pub const COMPRESSION_LEVEL: i32 = 1;
 
 /// No frame of ours needs a larger window than what it holds.
-const WINDOW_LOG_MAX: u32 = 23;
+pub(super) const WINDOW_LOG_MAX: u32 = 23;
 const OUTPUT_STEP_BYTES: usize = 128 << 10;
 
 /// Compresses one frame.

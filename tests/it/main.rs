@@ -45,6 +45,8 @@ mod exposures_crash;
 mod fan_out;
 /// The replication protocol, server side: real standbys and tools on the feed.
 mod feed;
+/// Whole files of WAL out of the store, for PostgreSQL's restore_command.
+mod fetch_wal;
 /// Members that are gone for good.
 mod forget;
 /// A disk that is full: said at once, nothing harmed, and it goes on when there is room.
