@@ -224,6 +224,8 @@ impl Command {
 fn check_node(args: &check::Args, overrides: &Overrides) -> anyhow::Result<Exit> {
     let config = configuration(overrides)?;
     privilege::become_owner_of(&config.postgres.data_directory)?;
+    let runtime = runtime()?;
+    let binaries = runtime.block_on(crate::daemon::binaries(&config)).map_err(|error| format!("{error:#}"));
     let subject = crate::report::check::gather::Subject {
         conninfo: crate::daemon::conninfo(&config)?,
         data_directory: config.postgres.data_directory.clone(),
@@ -232,8 +234,9 @@ fn check_node(args: &check::Args, overrides: &Overrides) -> anyhow::Result<Exit>
         listen: config.listen.to_string(),
         slot_name: config.slot.clone(),
         account: crate::report::check::gather::account(&config.postgres.data_directory).unwrap_or_default(),
+        binaries,
     };
-    runtime()?.block_on(check::run(args, &subject))
+    runtime.block_on(check::run(args, &subject))
 }
 
 /// The store of this node, whose sidecar is to be asked.

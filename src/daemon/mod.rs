@@ -72,6 +72,7 @@ use crate::vitals::Cell;
 pub use join::{Join, look};
 pub use node::conninfo;
 use node::{Inlets, Node};
+pub use postgres::binaries;
 pub use seed::{CONNECTIONS, Seed};
 use standby::Requests;
 

@@ -118,7 +118,7 @@ async fn shell(config: &Config, text: &str) -> Command {
 }
 
 /// The programs for the data directory that is here.
-async fn binaries(config: &Config) -> anyhow::Result<Binaries> {
+pub async fn binaries(config: &Config) -> anyhow::Result<Binaries> {
     let data_directory = config.postgres.data_directory.clone();
     let major = tokio::task::spawn_blocking(move || version::of_data_directory(&data_directory));
     binaries_of(config, major.await.context("look at the data directory")??).await

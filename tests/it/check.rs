@@ -35,6 +35,7 @@ fn subject(test: &Test, cluster: &Cluster, role: &str) -> Subject {
         listen: "127.0.0.1:0".to_owned(),
         slot_name: "walship".to_owned(),
         account: gather::account(&cluster.data_directory()).unwrap(),
+        binaries: Ok(cluster.binaries().clone()),
     }
 }
 

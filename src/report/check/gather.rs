@@ -12,10 +12,10 @@ use super::{Certificates, Facts, Host, Listen, Problem, Server, Sidecar, Space, 
 use crate::clock::WallTime;
 use crate::fault;
 use crate::pg::AccessError;
-use crate::pg::Conninfo;
 use crate::pg::replication::{Replication, ReplicationError};
 use crate::pg::sql::{Grant, Sql, SqlError};
 use crate::pg::version;
+use crate::pg::{Binaries, Conninfo};
 use crate::store::Store;
 use crate::tls::{Credentials, Files};
 
@@ -39,6 +39,8 @@ pub struct Subject {
     pub slot_name: String,
     /// The system account that walship runs as.
     pub account: String,
+    /// PostgreSQL's programs for this data directory, or why they were not found.
+    pub binaries: Result<Binaries, String>,
 }
 
 /// Looks at everything, beside what the sidecar says.
@@ -142,6 +144,7 @@ fn host(subject: &Subject, setting: Option<&Path>, listen: Listen, now: WallTime
         space: space(&subject.store, metadata.as_ref().map(MetadataExt::dev)),
         certificates: certificates(&subject.store, now),
         listen,
+        has_rewind: subject.binaries.clone().map(|binaries| binaries.program("pg_rewind").is_file()),
     }
 }
 

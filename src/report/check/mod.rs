@@ -6,6 +6,7 @@ mod access;
 pub mod gather;
 mod host;
 pub mod remedy;
+mod rewind;
 mod settings;
 mod sidecar;
 
@@ -135,6 +136,8 @@ pub struct Host {
     pub certificates: Result<Certificates, Problem>,
     /// The address for peers.
     pub listen: Listen,
+    /// Whether pg_rewind is among PostgreSQL's programs, or why those were not found.
+    pub has_rewind: Result<bool, String>,
 }
 
 /// A file system's room.
@@ -203,6 +206,7 @@ pub fn evaluate(facts: &Facts) -> Vec<Finding> {
     let mut findings = access::evaluate(facts);
     if let Ok(server) = &facts.server {
         findings.extend(settings::evaluate(server));
+        findings.push(rewind::evaluate(server, &facts.host));
     }
     findings.extend(host::evaluate(facts));
     findings.extend(sidecar::evaluate(facts));
@@ -273,6 +277,7 @@ mod tests {
             space: Some(Space { total_bytes: 1 << 40, free_bytes: 1 << 39, is_shared: false }),
             certificates: Ok(Certificates { expires: in_days(700), authority_expires: in_days(3600) }),
             listen: Listen::Free("0.0.0.0:7432".to_owned()),
+            has_rewind: Ok(true),
         };
         Facts {
             taken_at: NOW,
@@ -308,7 +313,7 @@ mod tests {
     /// One thing that can be wrong, how bad it is, and a part of the mend.
     type Case = (&'static str, fn(&mut Facts), Level, &'static str);
 
-    const CASES: [Case; 35] = [
+    const CASES: [Case; 38] = [
         (
             "connection",
             |facts| facts.server = Err(not_let_in("role \"walship\" does not exist")),
@@ -420,6 +425,24 @@ mod tests {
             |facts| set(facts, "data_checksums", "off"),
             Level::Warning,
             "wal_log_hints = on",
+        ),
+        (
+            "rewind after a failover",
+            |facts| facts.host.has_rewind = Ok(false),
+            Level::Warning,
+            "Install pg_rewind of PostgreSQL 15",
+        ),
+        (
+            "rewind after a failover",
+            |facts| facts.host.has_rewind = Err("found no programs of PostgreSQL 15".to_owned()),
+            Level::Unknown,
+            "postgres.bin_directory",
+        ),
+        (
+            "rewind after a failover",
+            |facts| server(facts).settings.retain(|setting| setting.name != "data_checksums"),
+            Level::Unknown,
+            "",
         ),
         (
             "max_slot_wal_keep_size",

@@ -37,7 +37,6 @@ pub fn evaluate(server: &Server) -> Vec<Finding> {
         room(settings, "max_replication_slots", server.slots, server.slot.is_some()),
         slot(server),
         switch(settings, "full_page_writes", "without it a crash tears pages, and pg_rewind refuses", false),
-        rewind(settings),
         slot_keep_size(settings),
         switch(
             settings,
@@ -59,19 +58,15 @@ pub fn evaluate(server: &Server) -> Vec<Finding> {
 }
 
 #[derive(Clone, Copy)]
-struct Settings<'a>(&'a [Setting]);
+pub(super) struct Settings<'a>(pub(super) &'a [Setting]);
 
 impl<'a> Settings<'a> {
     fn get(self, name: &str) -> Option<&'a Setting> {
         self.0.iter().find(|setting| setting.name == name)
     }
 
-    fn value(self, name: &str) -> Option<&'a str> {
+    pub(super) fn value(self, name: &str) -> Option<&'a str> {
         self.get(name).map(|setting| setting.value.as_str())
-    }
-
-    fn is_on(self, name: &str) -> bool {
-        self.value(name) == Some("on")
     }
 }
 
@@ -153,19 +148,6 @@ fn switch(settings: Settings<'_>, name: &'static str, otherwise: &str, restart: 
         Some(value) => Finding::new(Level::Warning, name, format!("{value}: {otherwise}"))
             .mended_by(Mend::Setting { name, value: "on".to_owned(), restart }),
     }
-}
-
-fn rewind(settings: Settings<'_>) -> Finding {
-    const WHAT: &str = "rewind after a failover";
-    if settings.is_on("data_checksums") {
-        return Finding::new(Level::Ok, WHAT, "possible: data checksums are on");
-    }
-    if settings.is_on("wal_log_hints") {
-        return Finding::new(Level::Ok, WHAT, "possible: wal_log_hints is on");
-    }
-    let found = "impossible: without data checksums and wal_log_hints an old primary is seeded anew";
-    let mend = Mend::Setting { name: "wal_log_hints", value: "on".to_owned(), restart: true };
-    Finding::new(Level::Warning, WHAT, found).mended_by(mend)
 }
 
 fn slot_keep_size(settings: Settings<'_>) -> Finding {
