@@ -21,7 +21,7 @@ use crate::pg::{Lsn, TimelineId};
 pub(super) fn cut(store: &Store, timeline: TimelineId, lsn: Lsn) -> Result<Option<OpenSegment>, StoreError> {
     let size = store.identity().segment_size;
     let start = size.start_of(lsn);
-    let kept = read_raw(store, timeline, start, Some(lsn))?;
+    let kept = read_raw(store, timeline, start, lsn)?;
     write_capsule(store, timeline, lsn)?;
     let surplus: Vec<Key> = store
         .index()
@@ -105,19 +105,16 @@ pub(super) fn keep(store: &Store, timeline: TimelineId, from: Lsn, raw: &[u8]) -
     Ok(durable::write(&folder.join(name), &bytes)?)
 }
 
-/// Raw WAL from `from` to `to`, or to the end. A surplus is what a lost primary shipped to one node and not to the
-/// winner: far less than the memory.
-fn read_raw(store: &Store, timeline: TimelineId, from: Lsn, to: Option<Lsn>) -> Result<Vec<u8>, StoreError> {
+/// Raw WAL from `from` to `to`: less than a segment.
+fn read_raw(store: &Store, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<Vec<u8>, StoreError> {
     let mut raw = Vec::new();
     let mut cursor = store.raw_cursor(timeline, from, Visibility::Appended)?;
-    while to.is_none_or(|to| from + (raw.len() as u64) < to) {
+    while from + (raw.len() as u64) < to {
         match cursor.next()? {
             RawStep::Bytes { data, .. } => raw.extend_from_slice(&data),
             RawStep::AtEnd | RawStep::Switched { .. } => break,
         }
     }
-    if let Some(to) = to {
-        raw.truncate(to.bytes_since(from) as usize);
-    }
+    raw.truncate(to.bytes_since(from) as usize);
     Ok(raw)
 }

@@ -272,7 +272,12 @@ fn a_timeline_switch_is_followed_and_the_surplus_set_aside() {
     };
     assert_eq!(ended, RawStep::Switched { next: TimelineId(2), lsn: switch });
     assert!(raw == wal.bytes[..(switch - wal.start) as usize]);
-    assert_eq!(std::fs::read_dir(folder.path().join("capsules")).unwrap().count(), 1);
+    let capsules = files(&folder.path().join("capsules"));
+    let [(name, capsule)] = &capsules[..] else { panic!("{} capsules", capsules.len()) };
+    assert_eq!(*name, format!("00000001-{:016X}-{:016X}.wal.zst", switch.0, wal.end().0));
+    let surplus = zstd::stream::decode_all(&capsule[..]).unwrap();
+    assert!(surplus == wal.bytes[(switch - wal.start) as usize..], "all of it, as it was");
+    assert!(surplus.len() as u64 > SEGMENT_BYTES, "over more than a segment");
     writer.sync().unwrap();
     drop((store, writer, reader));
 
