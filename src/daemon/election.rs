@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::ask::{ANSWER_WITHIN, ask, converse};
 use super::node::Node;
 use super::request::Promotion;
-use super::{members, upstreams};
+use super::{members, upstreams, votes};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
@@ -221,14 +221,17 @@ pub async fn run(
         if let Some(member) = facts.members.iter_mut().find(|member| member.node == node.config.name) {
             *member = Seen { contact: Contact::Voted, ..own(node, &state, left_at) };
         }
-        let Some(rival) = first else { return Ok(()) };
-        if rival < node.config.name || begun.elapsed() > RIVAL_GIVES_WAY_WITHIN {
-            return Err(Fault::refused(
-                format!("{rival} is being promoted at this moment"),
-                format!(
+        let is_over = begun.elapsed() > RIVAL_GIVES_WAY_WITHIN;
+        match first {
+            Some(rival) if rival < node.config.name || is_over => {
+                let hint = format!(
                     "Nothing was changed here. `walship status` shows whether {rival} is the primary now."
-                ),
-            ));
+                );
+                return Err(Fault::refused(votes::Busy { candidate: rival }, hint));
+            }
+            None if highest_epoch == epoch || is_over => return Ok(()),
+            // It gives way, or has: those who promised it an epoch want a higher one.
+            Some(_) | None => {}
         }
         sleep(RETRY_EVERY).await;
         facts.highest_epoch = facts.highest_epoch.max(highest_epoch);
@@ -291,10 +294,11 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
     facts.stage = Stage::Votes;
     let mut rivals = Rivals { first: None, highest_epoch: epoch };
     for (name, voted) in called.join_all().await {
-        if let Ok(Vote { refusal: Some(_), answer, .. }) = &voted {
-            rivals.highest_epoch = rivals.highest_epoch.max(answer.promised_epoch);
-            let other = answer.promise.as_ref().map(|promise| promise.candidate.clone());
-            let other = other.filter(|other| *other != node.config.name && why != Why::Forced);
+        if let Ok(Vote { refusal: Some(_), rival, answer, .. }) = &voted {
+            // One that was outbid is asked again with more.
+            let wanted = answer.promised_epoch + u64::from(answer.promised_epoch == epoch);
+            rivals.highest_epoch = rivals.highest_epoch.max(wanted);
+            let other = rival.clone().filter(|other| *other != node.config.name);
             rivals.first = rivals.first.into_iter().chain(other).min();
         }
         let Some(member) = facts.members.iter_mut().find(|member| member.node == name) else { continue };

@@ -223,9 +223,9 @@ async fn promote(
         tokio::select! {
             done = &mut carried_out => break done,
             Some(freeze) = requests.freezes.recv() => {
-                let busy = anyhow::anyhow!("{} is being promoted itself", node.config.name);
+                let busy = votes::Busy { candidate: node.config.name.clone() };
                 // A candidate that has gone asks again.
-                let _ = freeze.done.send(Err(busy));
+                let _ = freeze.done.send(Err(busy.into()));
             }
         }
     };

@@ -16,6 +16,7 @@ use super::node::Node;
 use super::{accept, fence};
 use crate::clock::WallTime;
 use crate::failpoint;
+use crate::fault::Fault;
 use crate::link::message::{PostgresAnswer, Purpose, Role, Vote, VoteRequest, Why, Withdrawal};
 use crate::store::{NodeRole, Promise};
 
@@ -43,49 +44,58 @@ pub type Freezes = mpsc::Receiver<Freeze>;
 pub async fn vote(node: &Arc<Node>, request: VoteRequest) -> anyhow::Result<Vote> {
     let (epoch, candidate) = (request.epoch, request.candidate.clone());
     let given = match refusal(node, &request).await {
-        Some(why) => Err(why),
-        None => give(node, &request).await.map_err(|error| format!("{error:#}")),
+        Some(error) => Err(error),
+        None => give(node, &request).await,
     };
     match &given {
         Ok(_) => {
             tracing::info!(%candidate, epoch, "voted: nothing is received and acknowledged until that election is over")
         }
-        Err(why) => tracing::info!(%candidate, epoch, "did not vote: {why}"),
+        Err(why) => tracing::info!(%candidate, epoch, "did not vote: {why:#}"),
     }
     let answer = accept::account(node).await?;
     let stopped = given.as_ref().ok().copied().flatten();
     Ok(Vote {
-        refusal: given.err(),
+        rival: given.as_ref().err().and_then(Fault::find::<Busy>).map(|busy| busy.candidate.clone()),
+        refusal: given.err().map(|error| format!("{error:#}")),
         is_stopped: stopped.is_some(),
         ended_cleanly: stopped.is_some_and(|stopped| stopped.ended_cleanly),
         answer,
     })
 }
 
+/// Another node is being promoted.
+#[derive(Debug, thiserror::Error)]
+#[error("{candidate} is being promoted at this moment")]
+pub struct Busy {
+    /// Which.
+    pub candidate: String,
+}
+
 /// Why this node does not vote.
-async fn refusal(node: &Arc<Node>, request: &VoteRequest) -> Option<String> {
+async fn refusal(node: &Arc<Node>, request: &VoteRequest) -> Option<anyhow::Error> {
+    let because = |why: String| Some(anyhow::anyhow!(why));
     let VoteRequest { epoch, candidate, why, .. } = request;
     let state = node.store.state();
     if *why == Why::Unknown {
-        return Some("it is asked for a reason that this version of walship does not know".to_owned());
+        return because("it is asked for a reason that this version of walship does not know".to_owned());
     }
     if state.has_forgotten_name(candidate) {
-        return Some(format!("{candidate} was taken off the list of members"));
+        return because(format!("{candidate} was taken off the list of members"));
     }
     if state.committed_epoch >= *epoch {
-        return Some(format!("it knows of epoch {}, which was committed", state.committed_epoch));
+        return because(format!("it knows of epoch {}, which was committed", state.committed_epoch));
     }
     match &state.promise {
         // The answer to the first time was lost, or it is asked together with the others now.
         Some(promise) if promise.epoch == *epoch && promise.candidate == *candidate => return None,
         Some(promise) if *why != Why::Forced && is_under_way(node, promise).await => {
-            let Promise { epoch, candidate, .. } = promise;
-            return Some(format!("{candidate} is being promoted with epoch {epoch}"));
+            return Some(Busy { candidate: promise.candidate.clone() }.into());
         }
         _ => {}
     }
     if state.promised_epoch >= *epoch {
-        return Some(format!("it promised epoch {} before", state.promised_epoch));
+        return because(format!("it promised epoch {} before", state.promised_epoch));
     }
     if *why != Why::Loss {
         return None;
@@ -94,9 +104,9 @@ async fn refusal(node: &Arc<Node>, request: &VoteRequest) -> Option<String> {
         NodeRole::Primary if node.superseded_by().is_some() => None,
         NodeRole::Primary => match accept::ask_postgres(node).await {
             PostgresAnswer::Down { .. } => None,
-            _ => Some("its PostgreSQL is the primary, and runs".to_owned()),
+            _ => because("its PostgreSQL is the primary, and runs".to_owned()),
         },
-        NodeRole::Standby => primary_answers(node).await,
+        NodeRole::Standby => because(primary_answers(node).await?),
     }
 }
 

@@ -38,6 +38,9 @@ pub enum Why {
 pub struct Vote {
     /// Why not; `None` when it is promised.
     pub refusal: Option<String>,
+    /// Who else is being promoted, when it refuses for that.
+    #[serde(default)]
+    pub rival: Option<String>,
     /// A primary: its PostgreSQL is stopped, and does not start as one before this is over.
     #[serde(default)]
     pub is_stopped: bool,

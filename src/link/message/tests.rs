@@ -143,6 +143,7 @@ fn one_of_each() -> Vec<Message> {
         }),
         Message::Vote(Box::new(Vote {
             refusal: Some("db1 writes".into()),
+            rival: Some("db3".into()),
             is_stopped: true,
             ended_cleanly: true,
             answer,
