@@ -28,16 +28,20 @@ scenes! {
     a_candidate_that_dies_after_the_votes_runs_again
     a_candidate_that_dies_for_good_leaves_the_place_to_another
     a_candidate_that_does_not_hear_the_primary_is_refused
+    a_cascade_is_handed_over_to_its_end
     a_chain_loses_its_head
     a_failed_election_harms_nobody
     a_frozen_primary_is_superseded_when_it_wakes
     a_lone_standby_in_the_minority_is_refused
     a_primary_cut_off_from_all_is_replaced
     a_primary_restored_from_a_snapshot_is_told
+    a_primary_whose_postgresql_hangs_is_not_replaced
     a_relay_is_promoted
     a_returning_primary_is_stopped
     a_sidecar_that_hung_stops_what_went_on
     a_standby_below_a_relay_is_promoted
+    a_switchover_is_refused_while_the_target_is_cut_off
+    a_switchover_under_load_loses_nothing
     a_voter_dies_with_its_promise
     a_wiped_node_comes_back
     forced_a_primary_that_writes_is_stopped

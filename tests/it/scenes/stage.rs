@@ -51,19 +51,7 @@ impl Drop for At {
 
 /// Plays a scene to its end.
 pub async fn play(file: &str, scene: &Scene) {
-    let test = Test::new();
-    let mut stage = Stage {
-        workload: None,
-        ledgers: Vec::new(),
-        actors: Vec::new(),
-        links: Links::default(),
-        primary: String::new(),
-        written: 0,
-        ca_key: test.folder().join("ca.key"),
-        invited: 0,
-        at: At(String::new()),
-        test,
-    };
+    let mut stage = Stage::new();
     let begun = Instant::now();
     println!("{}", scene.title);
     for step in &scene.steps {
@@ -75,6 +63,22 @@ pub async fn play(file: &str, scene: &Scene) {
 }
 
 impl Stage {
+    fn new() -> Stage {
+        let test = Test::new();
+        Stage {
+            workload: None,
+            ledgers: Vec::new(),
+            actors: Vec::new(),
+            links: Links::default(),
+            primary: String::new(),
+            written: 0,
+            ca_key: test.folder().join("ca.key"),
+            invited: 0,
+            at: At(String::new()),
+            test,
+        }
+    }
+
     async fn act(&mut self, act: &Act) {
         match act {
             Act::Nodes(names) => self.nodes(names).await,
@@ -83,7 +87,7 @@ impl Stage {
             Act::Write(rows) => self.write(*rows).await,
             Act::WritesStart => self.writes_start().await,
             Act::WritesStop => self.writes_stop().await,
-            Act::Kept => self.kept().await,
+            Act::Kept => self.kept().await.unwrap(),
             Act::Cut(one, other) => self.links.cut(one, other),
             Act::CutOneWay(from, to) => self.links.cut_one_way(from, to),
             Act::Heal => self.links.heal(),
@@ -99,7 +103,7 @@ impl Stage {
             Act::Eventually(node, text) => self.eventually(node, text).await,
             Act::Log(node, text) => self.node(node).sidecar.expect_log(text),
             Act::PrimaryIs(names) => self.primary_is(names).await,
-            Act::OnePrimary => self.one_primary().await,
+            Act::OnePrimary => self.one_primary().await.unwrap(),
             Act::Follows(node) => self.node(node).follows(self.primary()).await,
             Act::Down(node) => self.down(node).await,
             Act::Equal => self.equal().await,
@@ -254,13 +258,15 @@ impl Stage {
         self.ledgers.push(workload.stop().await);
     }
 
-    async fn kept(&self) {
-        let primary = &self.primary().cluster;
-        let count = format!("SELECT count(*) FROM scene WHERE number <= {}", self.written);
-        assert_eq!(primary.value(&count).await.unwrap(), self.written.to_string(), "rows are lost");
+    async fn kept(&self) -> anyhow::Result<()> {
+        let (primary, written) = (&self.primary().cluster, self.written);
+        let count = format!("SELECT count(*) FROM scene WHERE number <= {written}");
+        let found = primary.value(&count).await?;
+        ensure!(found == written.to_string(), "{found} of {written} rows are there");
         for ledger in self.ledgers.iter().chain(&self.workload.as_ref().map(Workload::ledger)) {
-            ledger.verify(&primary.conninfo(), None).await.unwrap();
+            ledger.verify(&primary.conninfo(), None).await?;
         }
+        Ok(())
     }
 
     fn freeze(&mut self, name: &str, part: Part) {
@@ -376,7 +382,7 @@ impl Stage {
         self.writes_go_on().await;
     }
 
-    async fn one_primary(&self) {
+    async fn one_primary(&self) -> anyhow::Result<()> {
         let mut writing = Vec::new();
         for Actor { node, .. } in &self.actors {
             let asked = node.cluster.value("SELECT NOT pg_is_in_recovery()");
@@ -385,7 +391,8 @@ impl Stage {
                 writing.push(node.name());
             }
         }
-        assert!(writing.len() <= 1, "{writing:?} accept writes");
+        ensure!(writing.len() <= 1, "{writing:?} accept writes");
+        Ok(())
     }
 
     async fn down(&self, name: &str) {
@@ -465,4 +472,31 @@ fn judge(run: &Run, finished: Finished) {
     let found = run.outcomes.iter().any(|outcome| is_it(outcome.code, &outcome.texts));
     assert!(found, "{:?}, and none of {:?}{}", finished.code(), run.outcomes, finished.framed());
     println!("{}", finished.said().trim_end());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scenes::parse::parse;
+
+    #[tokio::test]
+    async fn a_lost_row_and_a_second_primary_are_noticed() {
+        let text = "Title\nnodes db1 db2\nwrite 10\nwrites start\nfollows db2\nlog db2: \"\"\nlog db1: \"\"";
+        let mut stage = Stage::new();
+        for step in parse("a.scene", text).unwrap().steps {
+            stage.act(&step.act).await;
+        }
+        stage.kept().await.unwrap();
+        stage.one_primary().await.unwrap();
+        stage.writes_stop().await;
+        let said = async |stage: &Stage| stage.kept().await.unwrap_err().to_string();
+        let primary = stage.primary();
+        primary.cluster.sql("DELETE FROM walship_ledger WHERE client = 0").await.unwrap();
+        assert!(said(&stage).await.contains("acknowledged rows are missing"));
+        primary.cluster.sql("DELETE FROM scene WHERE number = 7").await.unwrap();
+        assert_eq!(said(&stage).await, "9 of 10 rows are there");
+        stage.node("db2").cluster.promote().await.unwrap();
+        let said = stage.one_primary().await.unwrap_err().to_string();
+        assert_eq!(said, "[\"db1\", \"db2\"] accept writes");
+    }
 }
