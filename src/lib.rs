@@ -14,8 +14,8 @@
 //!
 //! * 4: [`cli`], what the user types; [`demo`], a cluster, a link proxy, a ledger and a story.
 //! * 3: [`daemon`]: which stages run in which role, and the change between them.
-//! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`ack`], [`promote`], [`report`].
-//!   They meet in the store on a host and on the link between hosts, nowhere else.
+//! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`ack`], [`promote`], [`report`],
+//!   [`capsule`]. They meet in the store on a host and on the link between hosts, nowhere else.
 //! * 1: [`store`], [`link`], [`config`].
 //! * 0: [`pg`], the vocabulary of PostgreSQL; [`policy`], what a commit waits for; [`vitals`], the numbers that the
 //!   stages write and reports read; [`tls`], the only builder of TLS configurations; [`durable`], the only caller of
@@ -40,6 +40,7 @@ pub mod daemon;
 
 pub mod ack;
 pub mod backup;
+pub mod capsule;
 pub mod capture;
 pub mod feed;
 pub mod promote;

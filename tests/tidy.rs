@@ -11,7 +11,7 @@ use std::path::Path;
 const LAYERS: [(u8, &[&str]); 5] = [
     (4, &["cli", "demo"]),
     (3, &["daemon"]),
-    (2, &["capture", "backup", "ship", "receive", "restore", "feed", "ack", "promote", "report"]),
+    (2, &["capture", "backup", "ship", "receive", "restore", "feed", "ack", "promote", "report", "capsule"]),
     (1, &["store", "link", "config"]),
     (0, &["pg", "policy", "vitals", "tls", "durable", "clock", "fault", "failpoint"]),
 ];

@@ -19,6 +19,7 @@ use super::postgres::{self, CONFIGURATION_FILE};
 use super::seed::Seed;
 use super::standby::Requests;
 use super::{fence, upstreams};
+use crate::capsule::{self, Kept};
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
 use crate::feed;
@@ -273,6 +274,12 @@ async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way,
     let kept = keep(node, &found).await?;
     failpoint::hit("rejoin-kept");
     tell(format!("what {} never had is kept in {}", found.primary, kept.display()));
+    match summarise(node, &found, kept).await {
+        Ok(summary) => tell(format!("what that is, in short, is in {}", summary.display())),
+        // It would be worse to stay as it is for want of it.
+        Err(error) => tracing::warn!("the capsule has no summary: {error:#}"),
+    }
+    failpoint::hit("rejoin-summarised");
     let seed = Seed::automatic(&node.config, Kind::Reseed);
     let line = format!(
         "{name} is being made equal to {}, and follows it then: `walship status` shows how far that is",
@@ -289,4 +296,18 @@ async fn keep(node: &Arc<Node>, found: &Found) -> anyhow::Result<PathBuf> {
         node.store.keep_from(timeline, fork.unwrap_or(start).max(start))
     });
     Ok(kept.await??)
+}
+
+/// Says beside the capsule what is in it.
+async fn summarise(node: &Arc<Node>, found: &Found, path: PathBuf) -> anyhow::Result<PathBuf> {
+    let pg_waldump = postgres::binaries(&node.config).await?.program("pg_waldump");
+    let &Found { timeline, end, fork, .. } = found;
+    let (name, primary) = (node.config.name.clone(), found.primary.clone());
+    let summarised = node.blocking("look through the capsule", move |node| {
+        let start = node.store.start_of(timeline).unwrap_or(Lsn::INVALID);
+        let from = fork.unwrap_or(start).max(start);
+        let kept = Kept { path, node: name, primary, timeline, from, to: end };
+        capsule::summarise(&node.store, &kept, &pg_waldump)
+    });
+    Ok(summarised.await??)
 }

@@ -66,6 +66,15 @@ async fn after_a_switchover_the_old_primary_follows_by_itself_and_can_take_over_
 async fn what_only_the_old_primary_had_is_kept_before_it_is_made_equal() {
     let test = Test::new();
     let (mut db1, db2, db3) = diverged(&test).await;
+    let table = db1
+        .cluster
+        .value("SELECT '  1663/' || oid || '/' FROM pg_database WHERE datname = current_database()");
+    let table =
+        table.await.unwrap() + &db1.cluster.value("SELECT pg_relation_filenode('only_here')").await.unwrap();
+    db1.cluster.sql("BEGIN; INSERT INTO only_here VALUES (0); ROLLBACK").await.unwrap();
+    let history =
+        std::fs::read_to_string(db2.cluster.data_directory().join("pg_wal/00000002.history")).unwrap();
+    let fork = history.split_whitespace().nth(1).unwrap();
     db1.run().await;
     db1.sidecar.wait_log("this node was superseded").await;
     let dry = db1.walship(&["rejoin", "--dry-run"]).await.succeeded();
@@ -76,7 +85,23 @@ async fn what_only_the_old_primary_had_is_kept_before_it_is_made_equal() {
     is_standby(&db1).await;
     db1.equals(&db2).await;
     assert_eq!(db1.cluster.value("SELECT to_regclass('only_here') IS NULL").await.unwrap(), "t");
-    assert!(capsules(&db1).iter().any(|name| name.ends_with(".wal.zst")), "{:?}", capsules(&db1));
+    let capsules = capsules(&db1);
+    let capsule = capsules.iter().find(|name| name.ends_with(".wal.zst"));
+    let capsule = capsule.unwrap_or_else(|| panic!("no capsule: {capsules:?}"));
+    let summary = db1.store().join("capsules").join(capsule.replace(".wal.zst", ".txt"));
+    let summary = std::fs::read_to_string(summary).unwrap();
+    for text in [
+        "WAL of db1 that db2, the new primary, never had",
+        &format!("Timeline 1, from {fork} to "),
+        ", the first at 20",
+        " UTC, the last at 20",
+        "Transactions that were rolled back: 1\n",
+        &table,
+        "  Transaction ",
+    ] {
+        assert!(summary.contains(text), "{text:?} in {summary}");
+    }
+    assert!(!capsules.iter().any(|name| name.ends_with("segments")), "{capsules:?}");
     write(&db2, "later").await;
     for standby in [&db1, &db3] {
         standby.equals(&db2).await;
@@ -127,6 +152,11 @@ async fn killed_once_its_log_is_whole_it_is_finished_by_the_same_command() {
 #[tokio::test]
 async fn killed_once_the_capsule_is_kept_it_is_finished_by_the_same_command() {
     finishes_after("rejoin-kept").await;
+}
+
+#[tokio::test]
+async fn killed_once_the_capsule_has_its_summary_it_is_finished_by_the_same_command() {
+    finishes_after("rejoin-summarised").await;
 }
 
 #[tokio::test]
