@@ -70,3 +70,39 @@ fn said(error: &dyn std::error::Error) -> String {
     let below = error.source().map(|source| format!(": {}", said(source))).unwrap_or_default();
     format!("{error}{below}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::SegmentSize;
+    use crate::pg::wal_fixture::RandomWal;
+    use crate::store::{NewStore, TimelineIdentity};
+
+    #[test]
+    fn without_pg_waldump_it_says_so_and_what_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let wal = RandomWal::new(5, 500);
+        let segment_size = SegmentSize::new(1 << 20).unwrap();
+        let store = Store::create(folder.path(), NewStore { system_identifier: 7, segment_size }).unwrap();
+        let mut writer = store.writer().unwrap();
+        let (timeline, from) = (TimelineId::FIRST, wal.record_ends[3]);
+        writer
+            .begin_timeline(TimelineIdentity { timeline, parent: None, branch: None }, None, wal.start)
+            .unwrap();
+        writer.append(wal.start, &wal.bytes).unwrap();
+        let path = store.keep_from(timeline, from).unwrap();
+        let to = wal.start + wal.bytes.len() as u64;
+        let kept = Kept { path: path.clone(), node: "db1".into(), primary: "db2".into(), timeline, from, to };
+        let summary = summarise(&store, &kept, Path::new("/nowhere/pg_waldump")).unwrap();
+        assert_eq!(summary.with_extension("").with_extension(""), path.with_extension("").with_extension(""));
+        let text = std::fs::read_to_string(&summary).unwrap();
+        let said =
+            ["WAL of db1 that db2", &format!("from {from} to {to}, "), "there is no /nowhere/pg_waldump"];
+        assert!(said.iter().all(|said| text.contains(said)), "{text}");
+        // One that tells nothing: why, and nothing is left behind.
+        let text =
+            std::fs::read_to_string(summarise(&store, &kept, Path::new("/bin/false")).unwrap()).unwrap();
+        assert!(text.contains("could not be looked through: pg_waldump: "), "{text}");
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 2);
+    }
+}
