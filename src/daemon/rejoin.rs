@@ -20,6 +20,7 @@ use super::seed::Seed;
 use super::standby::Requests;
 use super::{fence, upstreams};
 use crate::capsule::{self, Kept};
+use crate::durable::FileError;
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
 use crate::feed;
@@ -200,6 +201,14 @@ async fn look(node: &Arc<Node>) -> anyhow::Result<Found> {
     failpoint::hit("rejoin-stopped");
     let end = fence::complete_log(node).await?;
     failpoint::hit("rejoin-completed");
+    if let Some(timeline) = node.blocking("look at PostgreSQL's timelines", uncaptured).await?? {
+        return Err(Fault::refused(
+            format!(
+                "PostgreSQL here began timeline {timeline}, of which nothing was captured: what it wrote there is in pg_wal only"
+            ),
+            "Save what matters of it, move the data directory and the store away, and join this host anew as a standby.",
+        ));
+    }
     let timeline = node.store.newest_timeline().context("the store is empty")?;
     let next = hello.timelines.iter().find(|next| next.parent == Some(timeline));
     let is_known = hello.timelines.iter().any(|theirs| {
@@ -286,6 +295,20 @@ async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way,
         found.primary
     );
     Ok((Way::Anew(seed), line))
+}
+
+/// A timeline that a promotion of this node made, and that its log never got. The new primary's may have the same number,
+/// and a PostgreSQL that has been on the one must not be fed the other. Blocks.
+fn uncaptured(node: &Node) -> anyhow::Result<Option<TimelineId>> {
+    let folder = node.config.postgres.data_directory.join("pg_wal");
+    let failed = |e| FileError::new("list", &folder, e);
+    let mut newest = None;
+    for entry in std::fs::read_dir(&folder).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        newest = newest.max(name.to_str().and_then(TimelineId::parse_history_file_name));
+    }
+    let known = node.store.newest_timeline();
+    Ok(newest.filter(|_| known.is_some() && newest > known))
 }
 
 /// Keeps what lies past the fork, or the whole newest timeline where the new primary has nothing of it.

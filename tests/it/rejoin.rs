@@ -177,3 +177,25 @@ async fn killed_once_it_was_settled_as_a_standby_it_goes_on() {
         standby.equals(&db2).await;
     }
 }
+
+#[tokio::test]
+async fn one_whose_own_promotion_nobody_captured_is_not_fed_a_timeline_of_the_same_number() {
+    let test = Test::new();
+    let (mut db1, mut db2, db3) = three(&test).await;
+    db2.sidecar.terminate().await;
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-promoted=abort");
+    db2.run().await;
+    db2.follows(&db1).await;
+    db1.dies().await;
+    db2.walship(&PROMOTE).await.exits(4).unwrap();
+    db2.sidecar.ended().await;
+    db2.cluster.kill().await.unwrap();
+    db3.walship(&[&PROMOTE[..], &["--force"]].concat()).await.exited_with(0);
+    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
+    db2.sidecar.expect_log("this node was superseded");
+    db2.run().await;
+    db2.sidecar.wait_log("this node was superseded").await;
+    let texts =
+        ["PostgreSQL here began timeline 2, of which nothing was captured", "hint: Save what matters"];
+    db2.walship(&["rejoin"]).await.failed(3, &texts);
+}
