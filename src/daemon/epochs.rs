@@ -92,7 +92,7 @@ async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<(
     tracing::error!(
         primary = %name, epoch,
         "this node was superseded: it ships nothing any more, and its PostgreSQL is stopped; what that accepted since is lost \
-         to the others; join this host again as a standby"
+         to the others; `walship rejoin` makes it a standby"
     );
     Ok(())
 }

@@ -208,7 +208,9 @@ pub async fn withdrawn(node: &Arc<Node>, withdrawal: &Withdrawal) -> anyhow::Res
 async fn settle_withdrawn(node: &Arc<Node>) -> anyhow::Result<()> {
     let mut taken = None;
     let (node_, promise) = (Arc::clone(node), node.store.state().promise);
-    if promise.as_ref().is_some_and(|promise| promise.stops_primary) {
+    // One that was left behind by another promotion meanwhile stays down.
+    let is_left_behind = node.store.state().superseded.is_some();
+    if promise.as_ref().is_some_and(|promise| promise.stops_primary) && !is_left_behind {
         fence::start_again(node).await?;
     }
     tokio::task::spawn_blocking(move || {
