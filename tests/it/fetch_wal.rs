@@ -4,7 +4,7 @@ use anyhow::ensure;
 use walship::demo::digest;
 use walship::pg::{Lsn, TimelineId};
 
-use crate::harness::{Node, Test, eventually};
+use crate::harness::{Node, PROMOTE, Test, eventually};
 
 /// Ends the segment that PostgreSQL writes to, and waits until the store has sealed it.
 async fn seal(node: &Node) -> Lsn {
@@ -50,7 +50,7 @@ async fn beside_a_running_sidecar_it_gives_what_a_promotion_left_and_what_it_beg
     db2.follows(&db1).await;
     db2.knows(&["db1", "db2"]).await;
     db1.dies().await;
-    db2.walship(&["promote"]).await.succeeded();
+    db2.walship(&PROMOTE).await.succeeded();
     db2.captures().await;
     seal(&db2).await;
 

@@ -316,7 +316,10 @@ async fn a_primary_that_comes_back_is_told_that_it_is_none() {
     db1.sidecar.expect_log("this node was superseded");
     db1.run().await;
     db1.sidecar.wait_log("this node was superseded").await;
-    let texts = ["db1 was superseded: db2 was promoted with epoch 1", "hint: Stop PostgreSQL here"];
+    let texts = [
+        "db1 was superseded: db2 was promoted with epoch 1",
+        "hint: `walship rejoin` makes this node a standby of db2",
+    ];
     db1.walship(&["promote"]).await.failed(3, &texts);
     eventually("its PostgreSQL is stopped, and starts as no primary", async || {
         ensure!(!db1.cluster.is_ready().await, "it is up");
