@@ -373,8 +373,8 @@ async fn serve(
         ended = trouble::tell(Arc::clone(&node)) => ended,
         never = trails::keep(Arc::clone(&node)) => match never {},
         () = signals::feed_watchdog_for_ever() => Ok(()),
-        _ = accepting => Err(anyhow::anyhow!("connections are no longer accepted")),
-        _ = controlling => Err(anyhow::anyhow!("the control socket is no longer served")),
+        () = failed(accepting, &node) => Err(anyhow::anyhow!("connections are no longer accepted")),
+        () = failed(controlling, &node) => Err(anyhow::anyhow!("the control socket is no longer served")),
     };
     let asked_to = node.token.is_cancelled();
     node.token.cancel();
@@ -386,6 +386,15 @@ async fn serve(
         tracing::warn!("some tasks did not end within {} s", STOP_WITHIN.as_secs());
     }
     if asked_to { Ok(()) } else { ended }
+}
+
+/// Waits until a task ends that is to run as long as the node. At the token it ends like all others, and must not cut off
+/// what the role still notes.
+async fn failed(task: tokio::task::JoinHandle<()>, node: &Node) {
+    let _ = task.await;
+    if node.token.is_cancelled() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// One role after another.
