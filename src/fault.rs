@@ -21,17 +21,7 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// As another process is told it; `None` for failed.
-    pub fn told(self) -> Option<&'static str> {
-        match self {
-            Outcome::Refused => Some("refused"),
-            Outcome::Usage => Some("usage"),
-            Outcome::Unknown => Some("unknown"),
-            Outcome::Failed => None,
-        }
-    }
-
-    /// The same read back.
+    /// As another process told it; `None` for failed.
     fn heard(told: Option<&str>) -> Outcome {
         match told {
             Some("refused") => Outcome::Refused,
@@ -66,6 +56,17 @@ impl Fault {
     /// A new error with this outcome.
     pub fn ended(what: impl fmt::Display, outcome: Outcome) -> anyhow::Error {
         Fault { error: anyhow::anyhow!("{what}"), hint: None, outcome: Some(outcome) }.into()
+    }
+
+    /// An error for another process to read back with [`Fault::told`]: its words, its hint, and its outcome.
+    pub fn tell(error: &anyhow::Error) -> (String, Option<String>, Option<String>) {
+        let outcome = match Fault::outcome_of(error) {
+            Outcome::Refused => Some("refused"),
+            Outcome::Usage => Some("usage"),
+            Outcome::Unknown => Some("unknown"),
+            Outcome::Failed => None,
+        };
+        (format!("{error:#}"), Fault::hint_of(error).map(str::to_owned), outcome.map(str::to_owned))
     }
 
     /// An error as another process told it.

@@ -1,9 +1,9 @@
 //! `walship forget`: a member that is gone for good.
 
 use super::exit::{self, Exit};
-use super::{only_with_long_help, output, runtime, store_of};
+use super::{have_done, only_with_long_help, say};
 use crate::config::Overrides;
-use crate::daemon::control::{Client, Forget};
+use crate::daemon::control::Forget;
 
 /// Take a member that is gone for good off the list
 ///
@@ -43,12 +43,6 @@ pub struct Args {
 
 /// Asks the sidecar of this node.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let store = store_of(&args.overrides)?;
     let wanted = Forget { name: args.member.clone(), force: args.force, dry_run: args.dry_run };
-    let done = runtime()?.block_on(async {
-        let client = Client::connect(&store).await?;
-        client.forget(wanted, |line| eprintln!("{line}")).await
-    })?;
-    output::print(&format!("{done}\n"))?;
-    Ok(Exit::Done)
+    have_done(&args.overrides, async |client| client.forget(wanted, say).await)
 }

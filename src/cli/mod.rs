@@ -244,6 +244,22 @@ fn store_of(overrides: &Overrides) -> anyhow::Result<PathBuf> {
     Ok(configuration(overrides)?.store)
 }
 
+/// Has the sidecar of this node carry out what `ask` asks of it: prints what is done on the way, and then the outcome.
+fn have_done(
+    overrides: &Overrides,
+    ask: impl AsyncFnOnce(Client) -> anyhow::Result<String>,
+) -> anyhow::Result<Exit> {
+    let store = store_of(overrides)?;
+    let done = runtime()?.block_on(async { ask(Client::connect(&store).await?).await })?;
+    output::print(&format!("{done}\n"))?;
+    Ok(Exit::Done)
+}
+
+/// Says a line of what is done.
+fn say(line: &str) {
+    eprintln!("{line}");
+}
+
 /// The configuration; what is wrong with it comes with a hint and the outcome of wrong usage.
 fn configuration(overrides: &Overrides) -> anyhow::Result<Config> {
     Config::load(overrides).advised()

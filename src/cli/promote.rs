@@ -1,9 +1,9 @@
 //! `walship promote`: this standby becomes the primary.
 
 use super::exit::{self, Exit};
-use super::{only_with_long_help, output, runtime, store_of};
+use super::{have_done, only_with_long_help, say};
 use crate::config::{Overrides, Size};
-use crate::daemon::control::{Client, Promotion};
+use crate::daemon::control::Promotion;
 
 /// Make this standby the primary
 ///
@@ -58,7 +58,6 @@ pub struct Args {
 
 /// Asks the sidecar of this node.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let store = store_of(&args.overrides)?;
     let promotion = Promotion {
         force: args.force,
         dry_run: args.dry_run,
@@ -67,12 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         max_loss_bytes: args.max_loss,
         fence_command: args.fence_command.clone(),
     };
-    let done = runtime()?.block_on(async {
-        let client = Client::connect(&store).await?;
-        client.promote(promotion, |line| eprintln!("{line}")).await
-    })?;
-    output::print(&format!("{done}\n"))?;
-    Ok(Exit::Done)
+    have_done(&args.overrides, async |client| client.promote(promotion, say).await)
 }
 
 /// Zero, or a size.

@@ -1,9 +1,8 @@
 //! `walship rejoin`: an old primary becomes a standby.
 
 use super::exit::{self, Exit};
-use super::{only_with_long_help, output, runtime, store_of};
+use super::{have_done, only_with_long_help, say};
 use crate::config::Overrides;
-use crate::daemon::control::Client;
 
 /// Make this old primary a standby of the one that took its place
 ///
@@ -32,11 +31,5 @@ pub struct Args {
 
 /// Asks the sidecar of this node.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let store = store_of(&args.overrides)?;
-    let done = runtime()?.block_on(async {
-        let client = Client::connect(&store).await?;
-        client.rejoin(args.dry_run, |line| eprintln!("{line}")).await
-    })?;
-    output::print(&format!("{done}\n"))?;
-    Ok(Exit::Done)
+    have_done(&args.overrides, async |client| client.rejoin(args.dry_run, say).await)
 }

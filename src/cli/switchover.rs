@@ -1,9 +1,9 @@
 //! `walship switchover`: the primary hands over to a standby.
 
 use super::exit::{self, Exit};
-use super::{only_with_long_help, output, runtime, store_of};
+use super::{have_done, only_with_long_help, say};
 use crate::config::Overrides;
-use crate::daemon::control::{Client, Switchover};
+use crate::daemon::control::Switchover;
 
 /// Hand over from the primary to a standby, without a loss
 ///
@@ -36,12 +36,6 @@ pub struct Args {
 
 /// Asks the sidecar of this node.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
-    let store = store_of(&args.overrides)?;
     let wanted = Switchover { to: args.to.clone(), dry_run: args.dry_run };
-    let done = runtime()?.block_on(async {
-        let client = Client::connect(&store).await?;
-        client.switchover(wanted, |line| eprintln!("{line}")).await
-    })?;
-    output::print(&format!("{done}\n"))?;
-    Ok(Exit::Done)
+    have_done(&args.overrides, async |client| client.switchover(wanted, say).await)
 }

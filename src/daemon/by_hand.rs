@@ -5,7 +5,7 @@
 //! standby again. It is known by the files of PostgreSQL, so also when that is down, and after a restart.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,17 +105,26 @@ pub fn left_at(node: &Node) -> anyhow::Result<Option<Lsn>> {
     }
 }
 
-/// The history of the newest timeline that PostgreSQL knows.
-fn newest_history(data_directory: &Path) -> anyhow::Result<Option<History>> {
-    let folder = data_directory.join("pg_wal");
+/// The newest timeline that PostgreSQL has a history of; `None` for one that is on the first. Blocks.
+pub fn newest_timeline(data_directory: &Path) -> Result<Option<TimelineId>, FileError> {
+    let folder = wal_folder(data_directory);
     let failed = |e| FileError::new("list", &folder, e);
     let mut newest = None;
     for entry in fs::read_dir(&folder).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         newest = newest.max(name.to_str().and_then(TimelineId::parse_history_file_name));
     }
-    let Some(newest) = newest else { return Ok(None) };
-    let path = folder.join(newest.history_file_name());
+    Ok(newest)
+}
+
+fn wal_folder(data_directory: &Path) -> PathBuf {
+    data_directory.join("pg_wal")
+}
+
+/// The history of the newest timeline that PostgreSQL knows.
+fn newest_history(data_directory: &Path) -> anyhow::Result<Option<History>> {
+    let Some(newest) = newest_timeline(data_directory)? else { return Ok(None) };
+    let path = wal_folder(data_directory).join(newest.history_file_name());
     let text = fs::read(&path).map_err(|e| FileError::new("read", &path, e))?;
     Ok(Some(History::parse(&text).with_context(|| format!("read {}", path.display()))?))
 }

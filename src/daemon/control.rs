@@ -150,30 +150,12 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
             let status = node.blocking("take the status", status::of).await?;
             Reply::Status { status: serde_json::from_slice(&json::encode(status)?)? }
         }
-        Ok(Request::Promote(promotion)) => match promote(node, promotion, &mut write).await {
-            Ok(line) => Reply::Done { line },
-            Err(error) => failed(&error),
-        },
-        Ok(Request::Switchover(wanted)) => match switch_over(node, wanted, &mut write).await {
-            Ok(line) => Reply::Done { line },
-            Err(error) => failed(&error),
-        },
-        Ok(Request::Reseed { seed, dry_run }) => match seed_anew(node, seed, dry_run, &mut write).await {
-            Ok(line) => Reply::Done { line },
-            Err(error) => failed(&error),
-        },
-        Ok(Request::Rejoin { dry_run }) => match rejoin(node, dry_run, &mut write).await {
-            Ok(line) => Reply::Done { line },
-            Err(error) => failed(&error),
-        },
-        Ok(Request::Sync(wanted)) => match sync(node, wanted).await {
-            Ok(line) => Reply::Done { line },
-            Err(error) => failed(&error),
-        },
-        Ok(Request::Forget(wanted)) => match forget(node, wanted, &mut write).await {
-            Ok(line) => Reply::Done { line },
-            Err(error) => failed(&error),
-        },
+        Ok(Request::Promote(promotion)) => reply(promote(node, promotion, &mut write).await),
+        Ok(Request::Switchover(wanted)) => reply(switch_over(node, wanted, &mut write).await),
+        Ok(Request::Reseed { seed, dry_run }) => reply(seed_anew(node, seed, dry_run, &mut write).await),
+        Ok(Request::Rejoin { dry_run }) => reply(rejoin(node, dry_run, &mut write).await),
+        Ok(Request::Sync(wanted)) => reply(sync(node, wanted).await),
+        Ok(Request::Forget(wanted)) => reply(forget(node, wanted, &mut write).await),
         Ok(Request::Wait { wait }) => {
             // Those who wait have places of their own, and keep nobody from asking for the status.
             drop(place);
@@ -207,11 +189,19 @@ async fn promote(
             node.config.name, state.committed_epoch
         ));
     }
-    let (mut lines, outcome) = order::begin(node, promotion)?;
+    pass_on(order::begin(node, promotion)?, "the sidecar ended before the promotion did", write).await
+}
+
+/// Passes on what is said of something that is carried out elsewhere, up to its outcome; without one, `unknown` says why.
+async fn pass_on(
+    (mut lines, outcome): order::Begun,
+    unknown: &'static str,
+    write: &mut (impl AsyncWriteExt + Unpin),
+) -> anyhow::Result<String> {
     while let Some(line) = lines.recv().await {
         send(write, &Reply::Progress { line }).await?;
     }
-    outcome.await.context("the sidecar ended before the promotion did").outcome(Outcome::Unknown)?
+    outcome.await.context(unknown).outcome(Outcome::Unknown)?
 }
 
 async fn switch_over(
@@ -242,14 +232,11 @@ async fn rejoin(
             "One that can't follow is made whole by `walship standby --reseed`.",
         ));
     }
-    let (say, mut lines) = mpsc::channel(16);
+    let (say, lines) = mpsc::channel(16);
     let (done, outcome) = oneshot::channel();
     let request = rejoin::Request { dry_run, say, done };
     node.rejoins.try_send(request).ok().context("it is rejoining already")?;
-    while let Some(line) = lines.recv().await {
-        send(write, &Reply::Progress { line }).await?;
-    }
-    outcome.await.context("the sidecar ended before that did").outcome(Outcome::Unknown)?
+    pass_on((lines, outcome), "the sidecar ended before that did", write).await
 }
 
 async fn seed_anew(
@@ -326,12 +313,16 @@ fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {
     failed(&Fault::ended(line, outcome))
 }
 
-fn failed(error: &anyhow::Error) -> Reply {
-    Reply::Failed {
-        message: format!("{error:#}"),
-        hint: Fault::hint_of(error).map(str::to_owned),
-        outcome: Fault::outcome_of(error).told().map(str::to_owned),
+fn reply(outcome: anyhow::Result<String>) -> Reply {
+    match outcome {
+        Ok(line) => Reply::Done { line },
+        Err(error) => failed(&error),
     }
+}
+
+fn failed(error: &anyhow::Error) -> Reply {
+    let (message, hint, outcome) = Fault::tell(error);
+    Reply::Failed { message, hint, outcome }
 }
 
 async fn send(write: &mut (impl AsyncWriteExt + Unpin), reply: &Reply) -> anyhow::Result<()> {

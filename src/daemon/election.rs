@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
-use super::ask::{ANSWER_WITHIN, ask, converse};
+use super::ask::{ANSWER_WITHIN, ask_within, converse};
 use super::node::Node;
 use super::request::Promotion;
 use super::{members, upstreams, votes};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
-use crate::link::message::{Answer, PostgresAnswer, Purpose, Role, Vote, VoteRequest, Why, Withdrawal};
+use crate::link::message::{Answer, PostgresAnswer, Role, Vote, VoteRequest, Why, Withdrawal};
 use crate::link::{LinkError, Message};
 use crate::pg::Lsn;
 use crate::policy::Policy;
@@ -53,13 +53,12 @@ pub async fn ask_everyone(node: &Arc<Node>) -> Answers {
     for address in addresses.into_iter().filter(|address| !address.is_empty()) {
         let node = Arc::clone(node);
         asked.spawn(async move {
-            let (security, ours) = (node.security(), node.hello(Purpose::Ask));
-            let answer = timeout(ANSWER_WITHIN, ask(&address, &security, &ours)).await;
+            let answer = ask_within(&node, &address, ANSWER_WITHIN).await;
             (address, answer)
         });
     }
     let answers = asked.join_all().await.into_iter();
-    let answers = answers.filter_map(|(address, asked)| Some((address, asked.ok()?.ok()?.1)));
+    let answers = answers.filter_map(|(address, asked)| Some((address, asked.ok()?.1)));
     let state = node.store.state();
     answers
         .map(|(address, answer)| (answer.node.clone(), (address, answer)))
@@ -118,7 +117,7 @@ pub fn facts(
     }
     // The primary whose WAL comes at this moment is there, even if it did not answer in time.
     if let Some(primary) = node.standing.borrow().route.primary()
-        && let Some(seen) = facts.members.iter_mut().find(|member| member.node == primary)
+        && let Some(seen) = facts.member_mut(primary)
         && seen.contact == Contact::Silent
     {
         (seen.part, seen.contact) = (Part::Primary(Server::Unsure), Contact::Answered);
@@ -218,7 +217,7 @@ pub async fn run(
         }
         let Rivals { first, highest_epoch } = call(node, answers, facts, epoch, why).await;
         let state = node.store.state();
-        if let Some(member) = facts.members.iter_mut().find(|member| member.node == node.config.name) {
+        if let Some(member) = facts.member_mut(&node.config.name) {
             *member = Seen { contact: Contact::Voted, ..own(node, &state, left_at) };
         }
         let is_over = begun.elapsed() > RIVAL_GIVES_WAY_WITHIN;
@@ -248,8 +247,7 @@ async fn have_the_primary_stop(
     let Some(name) = facts.primary().map(|(primary, _)| primary.node.clone()) else { return Ok(()) };
     let (address, _) = answers.get(&name).context("it has answered")?;
     let request = vote_request(node, epoch, Why::Switchover);
-    let voted = timeout(STOP_WITHIN, request_vote(node, address, request, STOP_WITHIN)).await;
-    let voted = voted.unwrap_or_else(|_| Err(LinkError::Silent(STOP_WITHIN).into()));
+    let voted = request_vote(node, address, request, STOP_WITHIN).await;
     let refused = |what: String| {
         Err(Fault::refused(
             what,
@@ -286,10 +284,7 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
         let within = if answer.role == Role::Primary { STOP_WITHIN } else { VOTE_WITHIN };
         let request = vote_request(node, epoch, why);
         let (node, name, address) = (Arc::clone(node), name.clone(), address.clone());
-        called.spawn(async move {
-            let voted = timeout(within, request_vote(&node, &address, request, within)).await;
-            (name, voted.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer for {} s", within.as_secs()))))
-        });
+        called.spawn(async move { (name, request_vote(&node, &address, request, within).await) });
     }
     facts.stage = Stage::Votes;
     let mut rivals = Rivals { first: None, highest_epoch: epoch };
@@ -301,8 +296,9 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
             let other = rival.clone().filter(|other| *other != node.config.name);
             rivals.first = rivals.first.into_iter().chain(other).min();
         }
-        let Some(member) = facts.members.iter_mut().find(|member| member.node == name) else { continue };
-        take(member, voted);
+        if let Some(member) = facts.member_mut(&name) {
+            take(member, voted);
+        }
     }
     rivals
 }
@@ -352,7 +348,7 @@ pub async fn withdraw(node: &Arc<Node>, answers: &Answers) -> anyhow::Result<()>
         let (node, address) = (Arc::clone(node), address.clone());
         told.spawn(async move {
             let message = Message::Withdrawal(withdrawal);
-            let told = timeout(WITHDRAW_WITHIN, converse(&node, &address, message, WITHDRAW_WITHIN)).await;
+            let told = converse(&node, &address, message, WITHDRAW_WITHIN).await;
             tracing::debug!(%address, ?told, "told that the election was withdrawn");
         });
     }

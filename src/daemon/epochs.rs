@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::ask;
 use super::node::Node;
 use crate::failpoint;
 use crate::link::message::{Hello, Purpose, Role};
-use crate::link::{dial, handshake};
 use crate::store::{NodeRole, Superseded};
 use crate::tls::{Identity, Kind};
 use crate::vitals::Contact;
@@ -48,8 +48,7 @@ pub async fn tell(node: Arc<Node>) -> anyhow::Result<()> {
 
 /// The Hello of any connection says it all.
 async fn greet(node: &Arc<Node>, address: &str) -> anyhow::Result<()> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
+    let (mut link, _) = ask::open(node, address, Purpose::Ask).await?;
     Ok(link.conn.close().await?)
 }
 

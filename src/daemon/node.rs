@@ -78,8 +78,6 @@ pub struct Node {
     pub reseeds: mpsc::Sender<reseed::Request>,
     /// Requests to become a standby, of a primary that was left behind.
     pub rejoins: mpsc::Sender<rejoin::Request>,
-    /// Before this it does not try again to rejoin by itself.
-    pub rejoin_after: watch::Sender<Option<tokio::time::Instant>>,
     /// Promises to make, as a standby.
     pub freezes: mpsc::Sender<Freeze>,
     /// Whether this node's PostgreSQL, a primary's, was stopped and is to stay down: nobody captures from it.
@@ -129,7 +127,6 @@ impl Node {
             reseeds: inlets.reseeds,
             freezes: inlets.freezes,
             rejoins: inlets.rejoins,
-            rejoin_after: watch::Sender::new(None),
             reseeded: Mutex::new(None),
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),

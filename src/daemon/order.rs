@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::ask;
 use super::node::Node;
 use super::request::{Promotion, Request};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::link::message::{Order, Purpose, Told};
-use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER, Socket, dial, handshake};
+use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER, Socket};
 use crate::store::NodeRole;
 
 /// Patience with the next line; the steps of a promotion have limits of their own, below this.
@@ -31,8 +32,7 @@ pub async fn give(
     order: Order,
     say: &mpsc::Sender<String>,
 ) -> anyhow::Result<String> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    handshake::greet(&mut link.conn, &node.hello(Purpose::Ask), link.identity.as_ref()).await?;
+    let (mut link, _) = ask::open(node, address, Purpose::Ask).await?;
     link.conn.write(Message::Order(order)).await.outcome(Outcome::Unknown)?;
     loop {
         let message = link.conn.read_within(NEXT_LINE_WITHIN).await.outcome(Outcome::Unknown)?;
@@ -90,7 +90,8 @@ pub async fn carry_out(node: &Arc<Node>, order: Order, mut conn: Conn<Socket>) -
     Ok(())
 }
 
-type Begun = (mpsc::Receiver<String>, oneshot::Receiver<anyhow::Result<String>>);
+/// What is said of something that is carried out elsewhere, and what comes of it.
+pub type Begun = (mpsc::Receiver<String>, oneshot::Receiver<anyhow::Result<String>>);
 
 /// Hands a request to the standby's life.
 pub fn begin(node: &Node, promotion: Promotion) -> anyhow::Result<Begun> {
@@ -108,9 +109,6 @@ pub fn begin(node: &Node, promotion: Promotion) -> anyhow::Result<Begun> {
 }
 
 fn failed(error: &anyhow::Error) -> Told {
-    Told::Failed {
-        message: format!("{error:#}"),
-        hint: Fault::hint_of(error).map(str::to_owned),
-        outcome: Fault::outcome_of(error).told().map(str::to_owned),
-    }
+    let (message, hint, outcome) = Fault::tell(error);
+    Told::Failed { message, hint, outcome }
 }

@@ -10,11 +10,11 @@ use anyhow::Context;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::ask;
 use super::node::Node;
 use crate::failpoint;
 use crate::fault::WithFault;
 use crate::link::message::Purpose;
-use crate::link::{dial, handshake};
 use crate::pg::Lsn;
 use crate::receive::{self, Receiving};
 
@@ -24,9 +24,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Pulls up to `to` from the node at an address; what came is on disk when this returns.
 pub async fn pull(node: &Arc<Node>, name: &str, address: &str, to: Lsn) -> anyhow::Result<()> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    let ours = node.hello(Purpose::Salvage);
-    handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
+    let (link, _) = ask::open(node, address, Purpose::Salvage).await?;
     if let Some(error) = failpoint::error("promote-pulling") {
         return Err(error).with_context(|| format!("pull WAL from {name}"));
     }

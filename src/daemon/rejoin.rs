@@ -11,24 +11,21 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::ask::{ANSWER_WITHIN, ask};
+use super::ask::{ANSWER_WITHIN, ask_within};
 use super::node::Node;
 use super::postgres::{self, CONFIGURATION_FILE};
-use super::seed::Seed;
+use super::seed::{self, Seed};
 use super::standby::Requests;
-use super::{fence, upstreams};
+use super::{by_hand, fence, upstreams};
 use crate::capsule::{self, Kept};
-use crate::durable::FileError;
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
-use crate::feed;
-use crate::link::message::{Hello, Purpose, Role};
+use crate::link::message::{Hello, Role};
 use crate::pg::{Lsn, TimelineId};
 use crate::report::units;
-use crate::restore::standby::StandbySettings;
-use crate::restore::target::Kind;
+use crate::restore::target::{Kind, StandbyPlace};
 
 /// Between two tries to rejoin by itself.
 const RETRY_EVERY: Duration = Duration::from_secs(5);
@@ -89,6 +86,8 @@ impl Found {
 /// Waits until this primary, which was left behind, is a standby's to be: when a person asks for it, or by itself where it
 /// handed over or is configured so. What is asked of a standby meanwhile is refused.
 pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow::Result<Way> {
+    // Before this it is not tried again without being asked.
+    let mut retry_at = Instant::now();
     loop {
         // Cancellation-safe: a request is taken whole, and the wait keeps nothing.
         tokio::select! {
@@ -102,14 +101,14 @@ pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow
             }
             Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(no_standby(node)))),
             Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(no_standby(node)))),
-            () = until_left_behind(node) => match rejoin(node, |_| {}).await {
+            () = until_left_behind(node, retry_at) => match rejoin(node, |_| {}).await {
                 Ok((way, done)) => {
                     tracing::info!("rejoining: {done}");
                     return Ok(way);
                 }
                 Err(error) => {
                     tracing::warn!("not rejoined, trying again: {error:#}");
-                    node.rejoin_after.send_replace(Some(Instant::now() + RETRY_EVERY));
+                    retry_at = Instant::now() + RETRY_EVERY;
                 }
             },
         }
@@ -121,15 +120,12 @@ fn no_standby(node: &Node) -> anyhow::Error {
 }
 
 /// Waits until this node is to rejoin without being asked.
-async fn until_left_behind(node: &Arc<Node>) {
+async fn until_left_behind(node: &Arc<Node>, not_before: Instant) {
     let mut newer_primary = node.newer_primary.subscribe();
     loop {
         // Its sender is never gone before the node is.
         let _ = newer_primary.wait_for(Option::is_some).await;
-        let after = *node.rejoin_after.borrow();
-        if let Some(after) = after {
-            tokio::time::sleep_until(after).await;
-        }
+        sleep_until(not_before).await;
         let state = node.store.state();
         let handed_over = state
             .superseded
@@ -248,9 +244,7 @@ async fn new_primary(node: &Arc<Node>) -> anyhow::Result<Hello> {
     let least = node.newer_primary.borrow().as_ref().map_or(0, |(epoch, _)| *epoch);
     let mut failures = Vec::new();
     for address in upstreams::addresses(node) {
-        let (security, ours) = (node.security(), node.hello(Purpose::Ask));
-        let asked = tokio::time::timeout(ANSWER_WITHIN, ask(&address, &security, &ours)).await;
-        match asked.unwrap_or_else(|_| Err(crate::link::LinkError::Silent(ANSWER_WITHIN).into())) {
+        match ask_within(node, &address, ANSWER_WITHIN).await {
             Ok((hello, _)) if hello.role == Role::Primary && hello.committed_epoch >= least => {
                 return Ok(hello);
             }
@@ -268,11 +262,7 @@ async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way,
     let name = node.config.name.clone();
     tell(found.sentence(&name));
     if !found.has_diverged() {
-        let settings = StandbySettings {
-            primary_conninfo: feed::primary_conninfo(&node.config.feed_folder()),
-            is_fed: true,
-            ..StandbySettings::default()
-        };
+        let settings = seed::settings_of(&node.config, StandbyPlace::default());
         let applied = node.blocking("make PostgreSQL a standby", move |node| {
             settings.apply(&node.config.postgres.data_directory)
         });
@@ -300,13 +290,7 @@ async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way,
 /// A timeline that a promotion of this node made, and that its log never got. The new primary's may have the same number,
 /// and a PostgreSQL that has been on the one must not be fed the other. Blocks.
 fn uncaptured(node: &Node) -> anyhow::Result<Option<TimelineId>> {
-    let folder = node.config.postgres.data_directory.join("pg_wal");
-    let failed = |e| FileError::new("list", &folder, e);
-    let mut newest = None;
-    for entry in std::fs::read_dir(&folder).map_err(failed)? {
-        let name = entry.map_err(failed)?.file_name();
-        newest = newest.max(name.to_str().and_then(TimelineId::parse_history_file_name));
-    }
+    let newest = by_hand::newest_timeline(&node.config.postgres.data_directory)?;
     let known = node.store.newest_timeline();
     Ok(newest.filter(|_| known.is_some() && newest > known))
 }

@@ -12,12 +12,12 @@ use tokio_util::task::TaskTracker;
 use super::attempts::{PrimaryChanged, until_copied};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{follow, join, upstreams};
+use super::{ask, follow, join, upstreams};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::feed;
 use crate::link::message::{Purpose, Role};
-use crate::link::{Conn, Link, Socket, dial, handshake};
+use crate::link::{Conn, Socket};
 use crate::pg::TimelineId;
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
@@ -89,8 +89,19 @@ pub async fn run(node: &Arc<Node>, seed: &Seed) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What makes PostgreSQL a standby that this node's sidecar feeds, and that listens at a place.
+pub fn settings_of(config: &Config, place: StandbyPlace) -> StandbySettings {
+    let StandbyPlace { port, socket_directory } = place;
+    StandbySettings {
+        primary_conninfo: feed::primary_conninfo(&config.feed_folder()),
+        is_fed: true,
+        port,
+        socket_directory,
+        others: Vec::new(),
+    }
+}
+
 async fn attempt(node: &Arc<Node>, seed: &Seed) -> anyhow::Result<Report> {
-    let StandbyPlace { port, socket_directory } = seed.place.clone();
     let options = Options {
         target: node.config.postgres.data_directory.clone(),
         kind: seed.kind,
@@ -100,13 +111,7 @@ async fn attempt(node: &Arc<Node>, seed: &Seed) -> anyhow::Result<Report> {
         compression: Some(crate::store::COMPRESSION_LEVEL),
         connections: seed.connections,
         tablespaces: seed.tablespaces.clone(),
-        standby: Some(StandbySettings {
-            primary_conninfo: feed::primary_conninfo(&node.config.feed_folder()),
-            is_fed: true,
-            port,
-            socket_directory,
-            others: Vec::new(),
-        }),
+        standby: Some(settings_of(&node.config, seed.place.clone())),
     };
     let following = Following { token: node.token.child_token(), tasks: TaskTracker::new() };
     let connect = |purpose| connect(node, purpose);
@@ -136,10 +141,9 @@ async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Sock
     let mut failures = Vec::new();
     for address in upstreams::addresses(node) {
         let tried = async {
-            let Link { mut conn, identity, .. } = dial::dial(&address, &node.security()).await?;
-            let hello = handshake::greet(&mut conn, &node.hello(purpose), identity.as_ref()).await?;
+            let (link, hello) = ask::open(node, &address, purpose).await?;
             anyhow::ensure!(hello.role == Role::Primary, "{} is {}", hello.node, hello.role.name());
-            Ok(conn)
+            Ok(link.conn)
         };
         match tried.await {
             Ok(conn) => return Ok(conn),

@@ -11,13 +11,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::epochs;
 use super::fitness::{self, Fitness, Preference, Supply, Unfit};
 use super::node::Node;
+use super::{ask, epochs};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::link::message::{Code, Hello, Purpose};
-use crate::link::{Conn, LinkError, Socket, dial, handshake};
+use crate::link::{Conn, LinkError, Socket};
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{MemberRole, State};
 
@@ -161,9 +161,7 @@ async fn ask(
 
 /// What a node says of itself.
 async fn hello_of(node: &Arc<Node>, address: &str) -> anyhow::Result<Hello> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    let ours = node.hello(Purpose::Ask);
-    let hello = handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
+    let (mut link, hello) = ask::open(node, address, Purpose::Ask).await?;
     link.conn.close().await?;
     // Whatever became of it, it leads nobody here.
     anyhow::ensure!(
@@ -177,9 +175,7 @@ async fn hello_of(node: &Arc<Node>, address: &str) -> anyhow::Result<Hello> {
 
 /// Dials a node and shakes hands for a stream.
 async fn connect(node: &Arc<Node>, address: &str) -> anyhow::Result<(Conn<Socket>, Hello)> {
-    let mut link = dial::dial(address, &node.security()).await?;
-    let ours = node.hello(Purpose::Stream);
-    let hello = handshake::greet(&mut link.conn, &ours, link.identity.as_ref()).await?;
+    let (link, hello) = ask::open(node, address, Purpose::Stream).await?;
     Ok((link.conn, hello))
 }
 

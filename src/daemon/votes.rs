@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
-use super::ask::ask;
+use super::ask::ask_within;
 use super::node::Node;
 use super::{accept, fence};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
-use crate::link::message::{PostgresAnswer, Purpose, Role, Vote, VoteRequest, Why, Withdrawal};
-use crate::store::{NodeRole, Promise};
+use crate::link::message::{PostgresAnswer, Role, Vote, VoteRequest, Why, Withdrawal};
+use crate::store::{NodeRole, Promise, State};
 
 /// How long the primary has to answer, as long as it is looked for before a promise.
 const PRIMARY_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
@@ -115,9 +115,8 @@ async fn is_under_way(node: &Arc<Node>, promise: &Promise) -> bool {
     if promise.candidate == node.config.name {
         return true;
     }
-    let (security, ours) = (node.security(), node.hello(Purpose::Ask));
-    let asked = timeout(PRIMARY_ANSWERS_WITHIN, ask(&promise.address, &security, &ours)).await;
-    let Ok(Ok((_, answer))) = asked else { return false };
+    let asked = ask_within(node, &promise.address, PRIMARY_ANSWERS_WITHIN).await;
+    let Ok((_, answer)) = asked else { return false };
     answer.promise.is_some_and(|theirs| theirs.epoch == promise.epoch)
 }
 
@@ -127,9 +126,7 @@ async fn primary_answers(node: &Arc<Node>) -> Option<String> {
     if address.is_empty() {
         return None;
     }
-    let (security, ours) = (node.security(), node.hello(Purpose::Ask));
-    let asked = timeout(PRIMARY_ANSWERS_WITHIN, ask(&address, &security, &ours)).await;
-    let Ok(Ok((_, answer))) = asked else { return None };
+    let (_, answer) = ask_within(node, &address, PRIMARY_ANSWERS_WITHIN).await.ok()?;
     let writes = matches!(answer.postgres, PostgresAnswer::Up { in_recovery: false, .. });
     (answer.role == Role::Primary && writes).then(|| format!("{name} answers it, and writes"))
 }
@@ -206,28 +203,24 @@ pub async fn withdrawn(node: &Arc<Node>, withdrawal: &Withdrawal) -> anyhow::Res
 
 /// The promise binds no more; a primary that was stopped for it goes on.
 async fn settle_withdrawn(node: &Arc<Node>) -> anyhow::Result<()> {
-    let mut taken = None;
-    let (node_, promise) = (Arc::clone(node), node.store.state().promise);
+    let State { promise: Some(promise), superseded, .. } = node.store.state() else { return Ok(()) };
     // One that was left behind by another promotion meanwhile stays down.
-    let is_left_behind = node.store.state().superseded.is_some();
-    if promise.as_ref().is_some_and(|promise| promise.stops_primary) && !is_left_behind {
+    if promise.stops_primary && superseded.is_none() {
         fence::start_again(node).await?;
     }
-    tokio::task::spawn_blocking(move || {
-        node_
-            .store
-            .update_state(|state| taken = state.promise.take_if(|given| Some(&*given) == promise.as_ref()))?;
+    let noted = node.blocking("note that an election is over", move |node| {
+        let mut taken = None;
+        node.store.update_state(|state| taken = state.promise.take_if(|given| *given == promise))?;
         if let Some(Promise { epoch, candidate, .. }) = taken {
             tracing::info!(%candidate, epoch, "the election was withdrawn: going on as before");
         }
         anyhow::Ok(())
-    })
-    .await
-    .context("note that an election is over")?
+    });
+    noted.await?
 }
 
 /// A candidate that was stopped before its commit takes its promise back: it will not commit that epoch.
-pub fn take_own_back(state: &mut crate::store::State, own: &str) {
+pub fn take_own_back(state: &mut State, own: &str) {
     if state.promoting.is_none() {
         state.promise.take_if(|promise| promise.candidate == own);
     }
@@ -263,8 +256,7 @@ pub async fn follow_up(node: Arc<Node>) {
 
 /// Its Hello tells of a commit; without a promise of that epoch it will never come to one.
 async fn look(node: &Arc<Node>, promise: &Promise) -> anyhow::Result<()> {
-    let (security, ours) = (node.security(), node.hello(Purpose::Ask));
-    let (_, answer) = timeout(PRIMARY_ANSWERS_WITHIN, ask(&promise.address, &security, &ours)).await??;
+    let (_, answer) = ask_within(node, &promise.address, PRIMARY_ANSWERS_WITHIN).await?;
     let is_it = answer.node == promise.candidate;
     let goes_on = answer.promise.as_ref().is_some_and(|theirs| theirs.epoch == promise.epoch);
     if is_it && !goes_on && answer.committed_epoch < promise.epoch {

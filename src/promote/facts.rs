@@ -149,6 +149,11 @@ impl Facts {
         self.members.iter().find(|member| member.node == name)
     }
 
+    /// The same, to note what became of it.
+    pub fn member_mut(&mut self, name: &str) -> Option<&mut Seen> {
+        self.members.iter_mut().find(|member| member.node == name)
+    }
+
     /// The node that is to be promoted: the epoch of its last WAL, and what is durable there.
     pub fn own_position(&self) -> (u64, Lsn) {
         self.member(&self.node).and_then(|own| own.position).unwrap_or_default()
@@ -156,7 +161,7 @@ impl Facts {
 
     /// A member that was counted on does not answer any more.
     pub fn lose(&mut self, name: &str) {
-        if let Some(member) = self.members.iter_mut().find(|member| member.node == name) {
+        if let Some(member) = self.member_mut(name) {
             member.contact = Contact::Silent;
         }
     }

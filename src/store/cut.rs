@@ -2,7 +2,7 @@
 //!
 //! The surplus is WAL that nobody will ever continue: it is kept as a capsule in `capsules/`, for a person.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -66,43 +66,62 @@ fn rewrite(folder: &Path, store: &Store, key: Key, kept: &[u8]) -> Result<OpenSe
 
 /// Keeps all WAL of a timeline from `from` on as a capsule; its file. It may be more than the memory holds.
 pub(super) fn write_capsule(store: &Store, timeline: TimelineId, from: Lsn) -> Result<PathBuf, StoreError> {
-    let folder = store.folder().join(CAPSULES_FOLDER);
-    durable::create_folder(&folder)?;
-    let temporary = folder.join(format!("{:08X}-{:016X}.tmp", timeline.0, from.0));
-    durable::remove(&temporary)?;
-    let mut file = durable::create_new(&temporary)?;
-    let mut encoder = FrameEncoder::new()?;
+    let mut capsule = Capsule::begin(store, timeline, from)?;
     let mut cursor = store.raw_cursor(timeline, from, Visibility::Appended)?;
-    let (mut end, mut bytes) = (from, Vec::new());
-    let failed = |e| FileError::new("write", &temporary, e);
     while let RawStep::Bytes { data, .. } = cursor.next()? {
-        encoder.write(&data, &mut bytes)?;
-        end = end + data.len() as u64;
-        file.write_all(&bytes).map_err(failed)?;
-        bytes.clear();
+        capsule.write(&data)?;
     }
-    encoder.finish(&mut bytes)?;
-    file.write_all(&bytes).map_err(failed)?;
-    durable::sync_data(&file, &temporary)?;
-    let path = folder.join(capsule_name(timeline, from, end));
-    durable::rename(&temporary, &path)?;
-    Ok(path)
-}
-
-fn capsule_name(timeline: TimelineId, from: Lsn, end: Lsn) -> String {
-    format!("{:08X}-{:016X}-{:016X}.wal.zst", timeline.0, from.0, end.0)
+    capsule.finish()
 }
 
 /// Keeps raw WAL as a capsule.
 pub(super) fn keep(store: &Store, timeline: TimelineId, from: Lsn, raw: &[u8]) -> Result<(), StoreError> {
-    let mut bytes = Vec::new();
-    let mut encoder = FrameEncoder::new()?;
-    encoder.write(raw, &mut bytes)?;
-    encoder.finish(&mut bytes)?;
-    let folder = store.folder().join(CAPSULES_FOLDER);
-    durable::create_folder(&folder)?;
-    let name = capsule_name(timeline, from, from + raw.len() as u64);
-    Ok(durable::write(&folder.join(name), &bytes)?)
+    let mut capsule = Capsule::begin(store, timeline, from)?;
+    capsule.write(raw)?;
+    capsule.finish().map(drop)
+}
+
+/// A capsule that is being written, beside its place: its name says where its WAL ends.
+struct Capsule {
+    timeline: TimelineId,
+    from: Lsn,
+    end: Lsn,
+    folder: PathBuf,
+    temporary: PathBuf,
+    file: File,
+    encoder: FrameEncoder,
+    /// Compressed and not written yet.
+    bytes: Vec<u8>,
+}
+
+impl Capsule {
+    fn begin(store: &Store, timeline: TimelineId, from: Lsn) -> Result<Capsule, StoreError> {
+        let folder = store.folder().join(CAPSULES_FOLDER);
+        durable::create_folder(&folder)?;
+        let temporary = folder.join(format!("{:08X}-{:016X}.tmp", timeline.0, from.0));
+        durable::remove(&temporary)?;
+        let file = durable::create_new(&temporary)?;
+        let (encoder, bytes) = (FrameEncoder::new()?, Vec::new());
+        Ok(Capsule { timeline, from, end: from, folder, temporary, file, encoder, bytes })
+    }
+
+    fn write(&mut self, raw: &[u8]) -> Result<(), StoreError> {
+        self.encoder.write(raw, &mut self.bytes)?;
+        self.end = self.end + raw.len() as u64;
+        self.file.write_all(&self.bytes).map_err(|e| FileError::new("write", &self.temporary, e))?;
+        self.bytes.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<PathBuf, StoreError> {
+        self.encoder.finish(&mut self.bytes)?;
+        self.file.write_all(&self.bytes).map_err(|e| FileError::new("write", &self.temporary, e))?;
+        durable::sync_data(&self.file, &self.temporary)?;
+        let name = format!("{:08X}-{:016X}-{:016X}.wal.zst", self.timeline.0, self.from.0, self.end.0);
+        let path = self.folder.join(name);
+        durable::rename(&self.temporary, &path)?;
+        Ok(path)
+    }
 }
 
 /// Raw WAL from `from` to `to`: less than a segment.
