@@ -84,8 +84,7 @@ impl Pair {
     /// Starts the primary's sidecar anew, with a failure point.
     pub async fn restart_with(&mut self, failpoint: &str) {
         self.db1.sidecar.terminate().await;
-        self.db1.sidecar.set("WALSHIP_FAILPOINTS", failpoint);
-        self.db1.run().await;
+        self.db1.runs_with(failpoint).await;
         self.db1.captures().await;
     }
 
@@ -253,8 +252,7 @@ async fn nothing_is_released_that_the_log_does_not_have() {
     .await;
     assert!(!commit.is_finished() && pair.log().windows.is_empty());
     pair.db1.sidecar.terminate().await;
-    pair.db1.sidecar.set("WALSHIP_FAILPOINTS", "");
-    pair.db1.run().await;
+    pair.db1.runs_with("").await;
     tokio::time::timeout(PATIENCE, commit).await.unwrap().unwrap().unwrap();
     assert!(pair.log().open().is_some());
     pair.mend(Fault::Frozen).await;

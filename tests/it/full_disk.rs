@@ -205,8 +205,7 @@ async fn an_fsync_that_fails_ends_the_sidecar_before_anything_is_called_durable(
     let slot = format!("SELECT restart_lsn <= '{end}' FROM pg_replication_slots");
     assert_eq!(db1.cluster.value(&slot).await.unwrap(), "t");
 
-    db1.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db1.run().await;
+    db1.runs_with("").await;
     db2.equals(&db1).await;
     assert!(db2.same_content_as(&db1) > 0);
 }

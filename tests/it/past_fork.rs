@@ -69,8 +69,7 @@ async fn received(primary: &Node, standby: &Node) {
 async fn lost(mut db1: Node, db2: &mut Node) {
     db1.dies().await;
     // Otherwise it would have it.
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
-    db2.run().await;
+    db2.runs_with("promote-pulling=fail").await;
     db2.walship(&["promote", "--force"]).await.exited_with(0);
     db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
 }
@@ -136,8 +135,7 @@ async fn killed_at_any_step_it_begins_again() {
         let (db1, mut db2, mut db3) = three(&test).await;
         db3.sidecar.expect_log(GOES_BACK);
         db3.sidecar.terminate().await;
-        db3.sidecar.set("WALSHIP_FAILPOINTS", &format!("fork-{point}=abort"));
-        db3.run().await;
+        db3.runs_with(&format!("fork-{point}=abort")).await;
         only_db3_gets(&db1, &mut db2, &db3).await;
         lost(db1, &mut db2).await;
         db3.sidecar.ended().await;
@@ -229,8 +227,7 @@ async fn from_the_end_of_a_segment_it_goes_back_also_with_a_sidecar_that_was_awa
     db3.sidecar.terminate().await;
     db1.dies().await;
     // Otherwise it would have it.
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
-    db2.run().await;
+    db2.runs_with("promote-pulling=fail").await;
     db2.walship(&["promote", "--force"]).await.exited_with(0);
     db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
     db3.sidecar.expect_log(GOES_BACK);
@@ -257,8 +254,7 @@ async fn a_relay_and_the_one_behind_it_both_go_back() {
     prefers(&mut db4, &[&db3]);
     db1.dies().await;
     // Otherwise it would have it.
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
-    db2.run().await;
+    db2.runs_with("promote-pulling=fail").await;
     db2.walship(&["promote", "--force"]).await.exited_with(0);
     db2.cluster.sql("CREATE TABLE after AS SELECT generate_series(1, 1000) AS a").await.unwrap();
     db4.run().await;

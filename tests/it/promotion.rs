@@ -185,8 +185,7 @@ async fn forced_the_loss_is_named() {
     db3.follows(&db1).await;
     db3.cluster.sql("CHECKPOINT").await.unwrap();
     db1.dies().await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-pulling=fail");
-    db2.run().await;
+    db2.runs_with("promote-pulling=fail").await;
     let forced = db2.walship(&["promote", "--force"]).await.exited_with(0);
     for text in
         ["warning: db3 is further along", "pull WAL from db3", "at stake: WAL from", "and will be lost"]
@@ -217,14 +216,12 @@ async fn finishes_after(point: &str) {
     db2.follows(&db1).await;
     db2.knows(&["db1", "db2"]).await;
     db2.sidecar.terminate().await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", &format!("{point}=abort"));
-    db2.run().await;
+    db2.runs_with(&format!("{point}=abort")).await;
     db1.dies().await;
     db2.walship(&PROMOTE).await.failed(4, &["the sidecar ended without an answer"]);
     db2.sidecar.ended().await;
 
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db2.run().await;
+    db2.runs_with("").await;
     db2.walship(&PROMOTE).await.succeeded();
     write(&db2, "after").await;
     db2.captures().await;
@@ -380,8 +377,7 @@ async fn promoted_before_the_members_were_noted_it_knows_them_all_the_same() {
     db1.dies().await;
     db3.walship(&PROMOTE).await.succeeded();
     db3.sidecar.kill().await;
-    db3.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db3.run().await;
+    db3.runs_with("").await;
     let status = db3.status().await.unwrap();
     assert!(member(&status, "db1").role == Role::Superseded, "{status:?}");
     assert!(member(&status, "db2").role == Role::Standby, "{status:?}");
@@ -437,8 +433,7 @@ async fn asked_for_twice_at_once_a_promotion_answers_both() {
     let mut db2 = test.standby("db2", &db1).await;
     db2.knows(&["db1", "db2"]).await;
     db2.sidecar.terminate().await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-drained=sleep:2s");
-    db2.run().await;
+    db2.runs_with("promote-drained=sleep:2s").await;
     db1.dies().await;
     let (one, two) = tokio::join!(db2.walship(&PROMOTE), db2.walship(&PROMOTE));
     let told = [one.succeeded(), two.succeeded()];
@@ -454,14 +449,12 @@ async fn killed_with_its_postgresql_after_the_promotion_it_comes_back_as_the_pri
     let mut db2 = test.standby("db2", &db1).await;
     db2.knows(&["db1", "db2"]).await;
     db2.sidecar.terminate().await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-promoted=abort");
-    db2.run().await;
+    db2.runs_with("promote-promoted=abort").await;
     db1.dies().await;
     db2.walship(&PROMOTE).await.failed(4, &["the sidecar ended without an answer"]);
     db2.sidecar.ended().await;
     db2.cluster.kill().await.unwrap();
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db2.run().await;
+    db2.runs_with("").await;
     assert!(db2.status().await.unwrap().node.role == Role::Primary);
     db2.cluster.start().await.unwrap();
     write(&db2, "after").await;

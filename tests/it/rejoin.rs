@@ -124,13 +124,11 @@ async fn configured_so_an_old_primary_rejoins_by_itself() {
 async fn finishes_after(point: &str) {
     let test = Test::new();
     let (mut db1, db2, _db3) = diverged(&test).await;
-    db1.sidecar.set("WALSHIP_FAILPOINTS", &format!("{point}=abort"));
-    db1.run().await;
+    db1.runs_with(&format!("{point}=abort")).await;
     db1.sidecar.wait_log("this node was superseded").await;
     db1.walship(&["rejoin"]).await.exits(4).unwrap();
     db1.sidecar.ended().await;
-    db1.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db1.run().await;
+    db1.runs_with("").await;
     if db1.status().await.unwrap().node.role != Role::Standby {
         db1.sidecar.wait_log("this node was superseded").await;
         db1.walship(&["rejoin"]).await.succeeded();
@@ -164,13 +162,11 @@ async fn killed_once_it_was_settled_as_a_standby_it_goes_on() {
     let test = Test::new();
     let (mut db1, db2, db3) = three(&test).await;
     assert!(db1.sidecar.terminate().await.success());
-    db1.sidecar.set("WALSHIP_FAILPOINTS", "rejoin-settled=abort");
-    db1.run().await;
+    db1.runs_with("rejoin-settled=abort").await;
     db2.follows(&db1).await;
     db2.walship(&["switchover", "--to", "db2"]).await.succeeded();
     db1.sidecar.ended().await;
-    db1.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db1.run().await;
+    db1.runs_with("").await;
     is_standby(&db1).await;
     write(&db2, "after").await;
     for standby in [&db1, &db3] {
@@ -183,8 +179,7 @@ async fn one_whose_own_promotion_nobody_captured_is_not_fed_a_timeline_of_the_sa
     let test = Test::new();
     let (mut db1, mut db2, db3) = three(&test).await;
     db2.sidecar.terminate().await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "promote-promoted=abort");
-    db2.run().await;
+    db2.runs_with("promote-promoted=abort").await;
     db2.follows(&db1).await;
     db1.dies().await;
     db2.walship(&PROMOTE).await.exits(4).unwrap();

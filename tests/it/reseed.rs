@@ -185,8 +185,7 @@ async fn a_standby_whose_files_were_damaged_is_made_whole_and_keeps_what_is_its_
     assert!(sent < clean / 8, "{sent} bytes were sent, where the whole was {clean}");
     // Before PostgreSQL writes to it: every file is as the primary has it, and nothing else is there.
     verify(&db1.cluster, &db2.cluster.data_directory()).await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db2.run().await;
+    db2.runs_with("").await;
     db2.equals(&db1).await;
     assert_eq!(db2.cluster.value("SHOW work_mem").await.unwrap(), "7MB");
     assert!(!db2.cluster.data_directory().join("junk").exists());
@@ -214,8 +213,7 @@ async fn a_reseed_that_is_killed_at_any_point_leaves_what_was_or_nothing_that_st
         // It is what it was before, or what it is to be, or nothing.
         assert_eq!(control.exists(), ["marked", "named"].contains(&point), "{point}");
         assert_eq!(db2.cluster.start().await.is_ok(), control.exists(), "{point}");
-        db2.sidecar.set("WALSHIP_FAILPOINTS", "");
-        db2.run().await;
+        db2.runs_with("").await;
         db2.equals(&db1).await;
         assert!(!db2.cluster.data_directory().join(MARKER_FILE).exists(), "{point}");
     }

@@ -31,8 +31,7 @@ async fn killed_right_after_the_copy_it_goes_on_as_a_standby() {
     db2.sidecar.set("WALSHIP_FAILPOINTS", "join-copied=abort");
     db2.join(&db1.invite("db2").await, &[]);
     db2.sidecar.ended().await;
-    db2.sidecar.set("WALSHIP_FAILPOINTS", "");
-    db2.run().await;
+    db2.runs_with("").await;
     db2.equals(&db1).await;
 }
 

@@ -80,6 +80,12 @@ impl Node {
         eventually("the sidecar answers", async || self.status().await.map(drop)).await;
     }
 
+    /// The same with other failure points than before: none for an empty text.
+    pub async fn runs_with(&mut self, failpoints: &str) {
+        self.sidecar.set("WALSHIP_FAILPOINTS", failpoints);
+        self.run().await;
+    }
+
     /// Makes a join bundle; where it is.
     pub async fn invite(&self, name: &str) -> PathBuf {
         self.invite_to(name, self).await
