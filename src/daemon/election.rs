@@ -210,7 +210,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let begun = Instant::now();
     loop {
-        let epoch = facts.highest_epoch.max(facts.own_position().0) + 1;
+        let epoch = facts.next_epoch();
         stand(node, epoch).await?;
         if why == Why::Switchover {
             have_the_primary_stop(node, answers, facts, epoch).await?;
@@ -289,6 +289,10 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
     facts.stage = Stage::Votes;
     let mut rivals = Rivals { first: None, highest_epoch: epoch };
     for (name, voted) in called.join_all().await {
+        if let Ok(Vote { answer, .. }) = &voted {
+            // It may have heard of one since it was asked.
+            facts.committed_epoch = facts.committed_epoch.max(answer.committed_epoch);
+        }
         if let Ok(Vote { refusal: Some(_), rival, answer, .. }) = &voted {
             // One that was outbid is asked again with more.
             let wanted = answer.promised_epoch + u64::from(answer.promised_epoch == epoch);

@@ -159,6 +159,12 @@ impl Facts {
         self.member(&self.node).and_then(|own| own.position).unwrap_or_default()
     }
 
+    /// The epoch of an election: above every one that anybody is known to have.
+    pub fn next_epoch(&self) -> u64 {
+        let of_wal = self.members.iter().filter_map(|member| member.position.map(|(epoch, _)| epoch));
+        of_wal.chain([self.highest_epoch, self.committed_epoch]).max().unwrap_or_default().saturating_add(1)
+    }
+
     /// A member that was counted on does not answer any more.
     pub fn lose(&mut self, name: &str) {
         if let Some(member) = self.member_mut(name) {
@@ -177,10 +183,8 @@ impl Facts {
     /// The primary's own log, which nobody adds to any more, where that can be asked for: its end.
     pub fn log_of_the_primary(&self) -> Option<(&Seen, (u64, Lsn))> {
         let (primary, server) = self.primary()?;
-        let stands = match self.stage {
-            Stage::Facts => server == Server::Down && primary.contact == Contact::Answered,
-            Stage::Votes => primary.contact == Contact::Voted,
-        };
+        // With its vote alone it may go on: it votes, too, when it is only about to be stopped.
+        let stands = server == Server::Down && primary.counts(self.stage);
         primary.position.filter(|_| stands).map(|position| (primary, position))
     }
 }

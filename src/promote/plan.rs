@@ -50,7 +50,13 @@ pub struct Plan {
 pub fn plan(facts: &Facts, wish: &Wish) -> Result<Plan, Refusal> {
     let salvage = salvage(facts);
     let end = salvage.as_ref().map_or(facts.own_position().1, |salvage| salvage.to);
-    let stake = stake::of(facts, end);
+    let stake = match facts.primary() {
+        // It is the first to vote, and without its last WAL nothing goes on.
+        Some((_, Server::Writing { lsn })) if wish.switchover && facts.stage == Stage::Facts => {
+            Stake::Nothing { end: lsn.max(end) }
+        }
+        _ => stake::of(facts, end),
+    };
     let mut warnings = Vec::new();
     let obstacles =
         if wish.switchover { obstacle::of_switchover(facts, &stake) } else { obstacle::all(facts, &stake) };
@@ -74,14 +80,7 @@ pub fn plan(facts: &Facts, wish: &Wish) -> Result<Plan, Refusal> {
             "{name} can't be reached and nothing makes sure that it is down: what it still accepts is lost"
         ));
     }
-    Ok(Plan {
-        node: facts.node.clone(),
-        epoch: facts.highest_epoch.max(facts.own_position().0) + 1,
-        fence,
-        salvage,
-        stake,
-        warnings,
-    })
+    Ok(Plan { node: facts.node.clone(), epoch: facts.next_epoch(), fence, salvage, stake, warnings })
 }
 
 fn fence(facts: &Facts) -> Fence {

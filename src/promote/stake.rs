@@ -110,7 +110,9 @@ pub(super) fn of(facts: &Facts, end: Lsn) -> Stake {
         return Stake::Since { epoch: facts.committed_epoch };
     }
     if let Some((_, (its_epoch, its_end))) = facts.log_of_the_primary()
-        && (its_epoch, its_end) <= (epoch, end)
+        // What another branch holds beyond the fork is not here, wherever it ends.
+        && its_epoch == epoch
+        && its_end <= end
     {
         return Stake::Nothing { end: its_end };
     }
