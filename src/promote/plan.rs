@@ -159,3 +159,6 @@ pub(super) fn shortfall(facts: &Facts) -> Option<Shortfall> {
     let enough = (waited.seats.len() + 1).saturating_sub(waited.needed);
     (heard.len() < enough).then_some(Shortfall { silent, enough, heard: heard.len() })
 }
+
+#[cfg(test)]
+mod tests;
