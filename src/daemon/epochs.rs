@@ -1,8 +1,9 @@
 //! Telling the others of a promotion, and hearing of one.
 //!
-//! A new primary dials every member that does not follow it, again and again, so that nobody goes on following a sidecar
-//! whose PostgreSQL was left behind, however the network was at the time of the promotion. Who hears of a higher
-//! committed epoch leaves its upstream, or, a primary itself, ships nothing any more and says so.
+//! A primary dials every member that does not follow it, again and again, so that nobody goes on following a sidecar
+//! whose PostgreSQL was left behind, however the network was at the time of the promotion. Both sides say what they know:
+//! an old primary that comes back hears of the new one from anybody whom either of them reaches. Who hears of a higher
+//! committed epoch leaves its upstream, or, a primary itself, ships nothing any more and has its PostgreSQL stopped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,14 +21,17 @@ use crate::vitals::Contact;
 const TELL_EVERY: Duration = Duration::from_secs(2);
 const TELL_WITHIN: Duration = Duration::from_secs(4);
 
-/// Tells every member that is not connected who the primary is, until it is cancelled.
+/// What a new primary is called by those who only know that there is one.
+const SOMEBODY: &str = "another node";
+
+/// Tells every member that is not connected who the primary is, and hears what it knows, until it is cancelled.
 pub async fn tell(node: Arc<Node>) -> anyhow::Result<()> {
     let mut tick = interval(TELL_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
-        // Without a promotion there is no news: who does not follow yet looks for its primary by itself.
-        if node.store.state().committed_epoch == 0 {
+        // One that was left behind has no news.
+        if node.superseded_by().is_some() {
             continue;
         }
         let following = node.vitals.downstreams.get();
@@ -40,7 +44,7 @@ pub async fn tell(node: Arc<Node>) -> anyhow::Result<()> {
             let (telling, tasks) = (Arc::clone(&node), node.tasks.clone());
             tasks.spawn(async move {
                 let told = timeout(TELL_WITHIN, greet(&telling, &member.advertise)).await;
-                tracing::debug!(member = %member.name, ?told, "told of the promotion");
+                tracing::debug!(member = %member.name, ?told, "told who is the primary");
             });
         }
     }
@@ -48,32 +52,49 @@ pub async fn tell(node: Arc<Node>) -> anyhow::Result<()> {
 
 /// The Hello of any connection says it all.
 async fn greet(node: &Arc<Node>, address: &str) -> anyhow::Result<()> {
-    let (mut link, _) = ask::open(node, address, Purpose::Ask).await?;
-    Ok(link.conn.close().await?)
+    let (mut link, hello) = ask::open(node, address, Purpose::Ask).await?;
+    link.conn.close().await?;
+    hear(node, &hello, link.identity.as_ref()).await
 }
 
-/// Takes note of a primary whose committed epoch is above this node's.
+/// Takes note of a primary whose committed epoch is above this node's. A primary takes it from anyone who knows of the
+/// epoch: it must stop also where the new one does not reach it. A standby has time until that does.
 pub async fn hear(node: &Arc<Node>, hello: &Hello, identity: Option<&Identity>) -> anyhow::Result<()> {
     let is_node = identity.is_some_and(|identity| identity.kind == Kind::Node);
-    let (epoch, name) = (hello.committed_epoch, hello.node.clone());
-    if !is_node || hello.role != Role::Primary || epoch <= node.store.state().committed_epoch {
+    let epoch = hello.committed_epoch;
+    if !is_node || epoch <= node.store.state().committed_epoch {
         return Ok(());
     }
-    match node.role() {
-        NodeRole::Standby => {
+    match (node.role(), hello.role) {
+        (NodeRole::Standby, Role::Primary) => {
             let noted = node.blocking("note the new epoch", move |node| {
                 node.store.update_state(|state| state.learn(epoch))
             });
             noted.await??;
-            tracing::info!(primary = %name, epoch, "heard of a new primary");
+            tracing::info!(primary = %hello.node, epoch, "heard of a new primary");
+            node.newer_primary.send_replace(Some((epoch, hello.node.clone())));
         }
-        NodeRole::Primary if node.newer_primary.borrow().as_ref().map(|(known, _)| *known) != Some(epoch) => {
-            supersede(node, epoch, &name).await?;
+        (NodeRole::Standby, _) => {}
+        (NodeRole::Primary, _) => {
+            let name = new_primary(node, hello);
+            let known = node.newer_primary.borrow().clone();
+            let is_news = known.is_none_or(|(known, by)| known < epoch || by == SOMEBODY && name != SOMEBODY);
+            if is_news {
+                supersede(node, epoch, &name).await?;
+                node.newer_primary.send_replace(Some((epoch, name)));
+            }
         }
-        NodeRole::Primary => {}
     }
-    node.newer_primary.send_replace(Some((epoch, name)));
     Ok(())
+}
+
+/// Who was promoted, by the word of a node that knows the epoch: itself, or whom its WAL comes from.
+fn new_primary(node: &Node, hello: &Hello) -> String {
+    let primary = match hello.role {
+        Role::Primary => Some(hello.node.as_str()),
+        _ => hello.route.primary(),
+    };
+    primary.filter(|primary| *primary != node.config.name).unwrap_or(SOMEBODY).to_owned()
 }
 
 /// This node is the primary no more. Its own epoch stays what it is: a higher one would make others follow it.

@@ -3,6 +3,7 @@
 use super::facts::{Contact, Facts, Part, Replay, Seen, Server, Stage};
 use super::plan;
 use super::stake::Stake;
+use crate::pg::Lsn;
 
 /// How much a standby may lack that takes over: some seconds of transfer.
 const SWITCHOVER_LAG_BYTES_MAX: u64 = 64 << 20;
@@ -47,12 +48,12 @@ pub struct Refusal {
     pub hint: String,
 }
 
-/// All obstacles, those first that a person can do most about.
-pub(super) fn all(facts: &Facts, stake: &Stake) -> Vec<Refusal> {
+/// All obstacles, those first that a person can do most about; `end` is where the log ends that is promoted.
+pub(super) fn all(facts: &Facts, stake: &Stake, end: Lsn) -> Vec<Refusal> {
     let found = [
         primary(facts, stake),
         left_behind(facts, stake),
-        behind(facts, stake),
+        behind(facts, stake, end),
         refused(facts, stake),
         unheard(facts, stake),
         no_majority(facts, stake),
@@ -147,10 +148,12 @@ fn primary(facts: &Facts, stake: &Stake) -> Option<Refusal> {
     }
 }
 
-fn behind(facts: &Facts, stake: &Stake) -> Option<Refusal> {
+fn behind(facts: &Facts, stake: &Stake, end: Lsn) -> Option<Refusal> {
     let own = facts.own_position();
+    // Whoever got more while the votes were asked for has it pulled: it was this node's turn.
+    let reach = if facts.stage == Stage::Votes { (own.0, end) } else { own };
     let others = facts.members.iter().filter(|member| member.part == Part::Standby);
-    let ahead = others.filter_map(|other| Some((other, other.position?))).filter(|(_, at)| *at > own);
+    let ahead = others.filter_map(|other| Some((other, other.position?))).filter(|(_, at)| *at > reach);
     let (other, (epoch, lsn)) = ahead.max_by_key(|(_, at)| *at)?;
     let seen = if other.contact == Contact::Silent { "was last seen" } else { "is" };
     let (theirs, ours) = if epoch > own.0 {

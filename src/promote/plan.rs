@@ -58,8 +58,11 @@ pub fn plan(facts: &Facts, wish: &Wish) -> Result<Plan, Refusal> {
         _ => stake::of(facts, end),
     };
     let mut warnings = Vec::new();
-    let obstacles =
-        if wish.switchover { obstacle::of_switchover(facts, &stake) } else { obstacle::all(facts, &stake) };
+    let obstacles = if wish.switchover {
+        obstacle::of_switchover(facts, &stake)
+    } else {
+        obstacle::all(facts, &stake, end)
+    };
     for refusal in obstacles {
         if !wish.force {
             return Err(refusal);

@@ -37,6 +37,7 @@ scenes! {
     a_primary_restored_from_a_snapshot_is_told
     a_primary_whose_postgresql_hangs_is_not_replaced
     a_relay_is_promoted
+    a_returning_primary_hears_of_it_from_anyone
     a_returning_primary_is_stopped
     a_sidecar_that_hung_stops_what_went_on
     a_standby_below_a_relay_is_promoted
