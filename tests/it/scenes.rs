@@ -47,7 +47,7 @@ scenes! {
     a_wiped_node_comes_back
     forced_a_primary_that_writes_is_stopped
     of_two_nodes_the_fence_decides
-    of_two_promotions_at_once_no_two_win
+    of_two_promotions_at_once_one_wins
     the_right_one_is_elected_from_anywhere
     too_few_are_heard_to_be_sure
     what_another_standby_has_is_pulled
