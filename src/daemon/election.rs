@@ -190,6 +190,7 @@ async fn stand(node: &Arc<Node>, epoch: u64) -> anyhow::Result<()> {
                 address: node.config.advertise.to_string(),
                 at: WallTime::now(),
                 stops_primary: false,
+                was_down: false,
             });
         })
     })

@@ -87,19 +87,25 @@ fn leave_signal(node: &Node) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes the signal back and starts PostgreSQL as the primary that it was, for an election that came to nothing.
-pub async fn start_again(node: &Arc<Node>) -> anyhow::Result<()> {
+/// Lets PostgreSQL be the primary that it was again, for an election that came to nothing: takes the signal back, and
+/// starts it unless it was down before.
+pub async fn release(node: &Arc<Node>, was_down: bool) -> anyhow::Result<()> {
     let removed = node.blocking("remove standby.signal", |node| {
         durable::remove(&node.config.postgres.data_directory.join(SIGNAL_FILE))
     });
     removed.await??;
-    let running = node
-        .blocking("look for PostgreSQL", |node| postmaster::is_running(&node.config.postgres.data_directory));
-    if !running.await?.context("look for PostgreSQL")? {
+    if !was_down && !is_running(node).await? {
         postgres::start(&node.config).await?;
     }
     node.stays_down.send_replace(false);
     Ok(())
+}
+
+/// Whether this node's PostgreSQL runs.
+pub async fn is_running(node: &Arc<Node>) -> anyhow::Result<bool> {
+    let looked = node
+        .blocking("look for PostgreSQL", |node| postmaster::is_running(&node.config.postgres.data_directory));
+    looked.await?.context("look for PostgreSQL")
 }
 
 /// Stops the PostgreSQL of a primary that was left behind, and leaves `standby.signal`. What it still accepted is lost to

@@ -391,6 +391,7 @@ mod tests {
             address: "db2:1".into(),
             at: WallTime { unix_micros: 1 },
             stops_primary: false,
+            was_down: false,
         };
         store.update_state(|state| (state.promised_epoch, state.committed_epoch) = (3, 3)).unwrap();
         for epoch in [2, 3] {

@@ -133,12 +133,20 @@ async fn primary_answers(node: &Arc<Node>) -> Option<String> {
 
 /// Promises, durably; what became of a primary that was stopped for it.
 async fn give(node: &Arc<Node>, request: &VoteRequest) -> anyhow::Result<Option<fence::Stopped>> {
+    let stops = node.role() == NodeRole::Primary && node.superseded_by().is_none();
+    // One that is asked again was stopped by the first time.
+    let before = node.store.state().promise.filter(|promise| promise.stops_primary);
+    let was_down = match before {
+        Some(promise) => promise.was_down,
+        None => stops && !fence::is_running(node).await?,
+    };
     let promise = Promise {
         epoch: request.epoch,
         candidate: request.candidate.clone(),
         address: request.address.clone(),
         at: WallTime::now(),
-        stops_primary: node.role() == NodeRole::Primary && node.superseded_by().is_none(),
+        stops_primary: stops,
+        was_down,
     };
     if node.role() == NodeRole::Standby {
         let (done, frozen) = oneshot::channel();
@@ -147,7 +155,6 @@ async fn give(node: &Arc<Node>, request: &VoteRequest) -> anyhow::Result<Option<
         failpoint::hit("vote-promised");
         return Ok(None);
     }
-    let stops = promise.stops_primary;
     note(node, promise).await?;
     failpoint::hit("vote-promised");
     if !stops {
@@ -201,12 +208,12 @@ pub async fn withdrawn(node: &Arc<Node>, withdrawal: &Withdrawal) -> anyhow::Res
     Ok(())
 }
 
-/// The promise binds no more; a primary that was stopped for it goes on.
+/// The promise binds no more; a primary goes on as it was before.
 async fn settle_withdrawn(node: &Arc<Node>) -> anyhow::Result<()> {
     let State { promise: Some(promise), superseded, .. } = node.store.state() else { return Ok(()) };
     // One that was left behind by another promotion meanwhile stays down.
     if promise.stops_primary && superseded.is_none() {
-        fence::start_again(node).await?;
+        fence::release(node, promise.was_down).await?;
     }
     let noted = node.blocking("note that an election is over", move |node| {
         let mut taken = None;

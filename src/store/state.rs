@@ -83,6 +83,9 @@ pub struct Promise {
     pub at: WallTime,
     /// This node is a primary, whose PostgreSQL was stopped for it and is to stay so.
     pub stops_primary: bool,
+    /// That PostgreSQL did not run anyway: it is not started when nothing comes of the election.
+    #[serde(default)]
+    pub was_down: bool,
 }
 
 /// The promotion that left this node behind, a primary.

@@ -76,6 +76,8 @@ pub enum Act {
     Follows(String),
     /// `down db1`: its PostgreSQL is stopped, and would come back as a standby.
     Down(String),
+    /// `idle db1`: its PostgreSQL is stopped, and would come back as the primary.
+    Idle(String),
     /// `equal`: all that run have the primary's rows.
     Equal,
     /// `wipe db1`: it is killed, and all that it had is gone.
@@ -301,6 +303,7 @@ impl<'a> Words<'a> {
             "one" if self.takes("primary") => Act::OnePrimary,
             "follows" => Act::Follows(self.node()?),
             "down" => Act::Down(self.node()?),
+            "idle" => Act::Idle(self.node()?),
             "equal" => Act::Equal,
             "wipe" => Act::Wipe(self.node()?),
             "join" => Act::Join(self.node()?),

@@ -105,7 +105,8 @@ impl Stage {
             Act::PrimaryIs(names) => self.primary_is(names).await,
             Act::OnePrimary => self.one_primary().await.unwrap(),
             Act::Follows(node) => self.node(node).follows(self.primary()).await,
-            Act::Down(node) => self.down(node).await,
+            Act::Down(node) => self.stopped(node, true).await,
+            Act::Idle(node) => self.stopped(node, false).await,
             Act::Equal => self.equal().await,
             Act::Wipe(node) => self.wipe(node).await,
             Act::Join(node) => self.join(node).await,
@@ -395,14 +396,13 @@ impl Stage {
         Ok(())
     }
 
-    async fn down(&self, name: &str) {
+    /// PostgreSQL does not run; as what it would come back its `standby.signal` says.
+    async fn stopped(&self, name: &str, as_standby: bool) {
         let cluster = &self.node(name).cluster;
         eventually(&format!("PostgreSQL on {name} is stopped"), async || {
             ensure!(!cluster.is_running(), "it runs");
-            ensure!(
-                cluster.data_directory().join("standby.signal").exists(),
-                "it would come back as a primary"
-            );
+            let signal = cluster.data_directory().join("standby.signal");
+            ensure!(signal.exists() == as_standby, "it would not come back as what it was");
             Ok(())
         })
         .await;
