@@ -37,6 +37,7 @@ pub(super) struct File {
     pub replication: Replication,
     pub retention: Retention,
     pub promotion: Promotion,
+    pub hooks: Hooks,
 }
 
 #[derive(Deserialize, Default)]
@@ -83,6 +84,15 @@ pub(super) struct Promotion {
     pub fence_command: Option<String>,
     pub auto_rejoin: bool,
     start_alone: Later,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Hooks {
+    #[serde(deserialize_with = "text")]
+    pub before_role_change: Option<String>,
+    #[serde(deserialize_with = "text")]
+    pub after_role_change: Option<String>,
 }
 
 /// A key of a later version: here it may have its default only.

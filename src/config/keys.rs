@@ -173,6 +173,25 @@ pub const KEYS: &[Key] = &[
         "false",
         "Whether a primary starts without asking the other nodes first.",
     ),
+    key(
+        "hooks",
+        "before_role_change",
+        "\"\"",
+        "Run by a shell before this node becomes the primary, and before a running primary is stopped to hand over, as to take \
+         an address away; within 30 s it must exit with 0, or the change is given up (--force goes on). It is told WALSHIP_ROLE \
+         and WALSHIP_ROLE_BEFORE (primary, standby or down), WALSHIP_NODE, WALSHIP_PRIMARY, WALSHIP_PRIMARY_ADDRESS, \
+         WALSHIP_EPOCH, WALSHIP_TIMELINE, WALSHIP_DATA_DIRECTORY and WALSHIP_HOOK (before or after). Not run before a primary \
+         is stopped that was left behind: that can't wait. Empty: none.",
+    ),
+    key(
+        "hooks",
+        "after_role_change",
+        "\"\"",
+        "Run by a shell, told the same, after PostgreSQL has come up or gone down in its new role, as to set an address. It has 30 \
+         s; failed, it is run twice more, and then every report says so. Killed in between, walship runs it again: it must do no \
+         harm a second time. Where before_role_change ran for a change that did not come, it is told of the role that stayed. Not \
+         run for what a node begins as. Empty: none.",
+    ),
 ];
 
 #[cfg(test)]

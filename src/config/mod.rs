@@ -62,6 +62,10 @@ pub struct Config {
     pub auto_rejoin: bool,
     /// Makes sure that a lost primary is down.
     pub fence_command: Option<String>,
+    /// Run before this node changes its role; its failure keeps the role.
+    pub before_role_change: Option<String>,
+    /// Run after it has.
+    pub after_role_change: Option<String>,
     /// The most bytes of WAL in the store; `None` for a share of the file system.
     pub store_max_bytes: Option<u64>,
 }
@@ -148,6 +152,8 @@ impl Config {
             priority: file.promotion.priority.unwrap_or(keys::PRIORITY),
             auto_rejoin: file.promotion.auto_rejoin,
             fence_command: file.promotion.fence_command,
+            before_role_change: file.hooks.before_role_change,
+            after_role_change: file.hooks.after_role_change,
             auto_reseed: file.replication.auto_reseed,
             max_rate_bytes_per_second: over.max_rate.or(file.replication.max_rate).map(|size| size.0),
             store_max_bytes: over.store_max_bytes.or(file.retention.store_max_bytes).map(|size| size.0),

@@ -115,11 +115,11 @@ fn every_key_of_the_table_is_a_key_of_the_file() {
         File::parse(&text, Path::new("x")).unwrap_or_else(|e| panic!("{}: {e}", key.name));
     }
     // And the other way round: what the parser knows is in the table.
-    for section in ["", "[postgres]", "[replication]", "[retention]", "[promotion]"] {
+    for section in ["", "[postgres]", "[replication]", "[retention]", "[promotion]", "[hooks]"] {
         let error = File::parse(&format!("{section}\nno_such_key = 1\n"), Path::new("x")).err().unwrap();
         let text = error.to_string();
         let known = text.split("expected ").nth(1).unwrap().split('`').skip(1).step_by(2);
-        let sections = ["postgres", "replication", "retention", "promotion"];
+        let sections = ["postgres", "replication", "retention", "promotion", "hooks"];
         for name in known.filter(|name| !sections.contains(name)) {
             assert!(KEYS.iter().any(|key| key.name == name), "{name} is not in the table");
         }

@@ -1,19 +1,17 @@
 //! Making sure that there is no second primary: stopping this node's PostgreSQL, and the command for another's.
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::process::Command;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::node::Node;
-use super::postgres;
+use super::{postgres, shell};
 use crate::capture::salvage;
 use crate::durable;
 use crate::failpoint;
-use crate::fault::{Fault, WithFault};
+use crate::fault::Fault;
 use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::postmaster;
 use crate::restore::standby::SIGNAL_FILE;
@@ -139,22 +137,14 @@ pub async fn keep_down(node: Arc<Node>) {
 
 /// Runs the command that makes sure that another node's PostgreSQL is down, and stays so.
 pub async fn run_command(command: &str, name: &str, address: &str) -> anyhow::Result<()> {
-    let mut shell = Command::new("/bin/sh");
-    shell.arg("-c").arg(command).env("WALSHIP_FENCE_NODE", name).env("WALSHIP_FENCE_ADDRESS", address);
-    shell.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let hint = format!(
-        "Make sure that {name} is down, and run this again; --force goes on without a fence, and what {name} still accepts is \
-         lost."
-    );
-    let child = shell.spawn().context("run the fence command")?;
-    let Ok(ended) = timeout(COMMAND_WITHIN, child.wait_with_output()).await else {
-        let seconds = COMMAND_WITHIN.as_secs();
-        return Err(Fault::refused(format!("the fence command has not ended after {seconds} s"), hint));
-    };
-    let ended = ended.context("wait for the fence command").hint(hint.clone())?;
-    if ended.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&ended.stderr).trim().to_owned();
-    Err(Fault::refused(format!("the fence command did not stop {name}: {} {said}", ended.status), hint))
+    let facts = [("WALSHIP_FENCE_NODE", name.to_owned()), ("WALSHIP_FENCE_ADDRESS", address.to_owned())];
+    shell::run(command, &facts, COMMAND_WITHIN).await.map_err(|error| {
+        Fault::refused(
+            format!("the fence command did not stop {name}: {error}"),
+            format!(
+                "Make sure that {name} is down, and run this again; --force goes on without a fence, and what {name} still \
+                 accepts is lost."
+            ),
+        )
+    })
 }

@@ -19,6 +19,7 @@ mod fitness;
 mod follow;
 mod forget;
 mod fork;
+mod hooks;
 mod http;
 mod join;
 pub mod local_copy;
@@ -39,6 +40,7 @@ mod retention;
 mod samples;
 mod seed;
 mod setting;
+mod shell;
 mod signals;
 mod slot;
 mod standby;
@@ -372,6 +374,7 @@ async fn serve(
         ended = signals::run(Arc::clone(&node)) => ended,
         ended = trouble::tell(Arc::clone(&node)) => ended,
         never = trails::keep(Arc::clone(&node)) => match never {},
+        never = hooks::keep(Arc::clone(&node)) => match never {},
         () = signals::feed_watchdog_for_ever() => Ok(()),
         () = failed(accepting, &node) => Err(anyhow::anyhow!("connections are no longer accepted")),
         () = failed(controlling, &node) => Err(anyhow::anyhow!("the control socket is no longer served")),

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 use super::request::Request;
 use super::votes::Freeze;
 use super::wait::WAITS;
-use super::{rejoin, reseed};
+use super::{hooks, rejoin, reseed};
 use crate::ack::Tracker;
 use crate::backup::Backups;
 use crate::clock::WallTime;
@@ -82,6 +82,8 @@ pub struct Node {
     pub freezes: mpsc::Sender<Freeze>,
     /// Whether this node's PostgreSQL, a primary's, was stopped and is to stay down: nobody captures from it.
     pub stays_down: watch::Sender<bool>,
+    /// What the command after a change of role was told.
+    pub hooks: watch::Sender<hooks::Outcome>,
     /// When it last began to seed itself anew.
     pub reseeded: Mutex<Option<Instant>>,
     /// Asks the local standby's walreceiver how far it is.
@@ -122,6 +124,7 @@ impl Node {
             tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(superseded),
             stays_down: watch::Sender::new(stays_down),
+            hooks: watch::Sender::default(),
             progress,
             promotions: inlets.promotions,
             reseeds: inlets.reseeds,

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::election::{self, Answers};
 use super::node::Node;
 use super::request::Request;
-use super::{by_hand, fence, members, pull, setting};
+use super::{by_hand, fence, hooks, members, pull, setting};
 use crate::capture;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
@@ -23,7 +23,7 @@ use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Policy;
 use crate::promote::{self, Facts, Fence, Plan, Replay, Salvage};
-use crate::store::{Branch, MemberRole, NodeRole, State, Store};
+use crate::store::{Branch, Duty, MemberRole, NodeRole, State, Store};
 use crate::vitals::FeedVitals;
 
 /// Patience with PostgreSQL while it takes what the store has, as long as it gets on; each advance begins it anew.
@@ -223,6 +223,10 @@ async fn finish(
         capture::slot::hold(sql, slot).await.with_context(|| format!("reserve the slot {slot}"))?;
         may_promote(sql).await?;
     }
+    match hooks::before(node, Duty::Primary).await {
+        Err(error) if request.promotion.force => request.say(format!("warning: {error:#}")).await,
+        ready => ready?,
+    }
     let branch = Branch { epoch: plan.epoch, node: node.config.name.clone() };
     request.say(format!("committing epoch {}", plan.epoch)).await;
     let committed = node.blocking("commit the epoch", move |node| {
@@ -246,7 +250,11 @@ async fn finish(
     }
     failpoint::hit("promote-promoted");
     // From here on there is no way back, only the same command again.
-    become_primary(node).await.outcome(Outcome::Unknown)
+    become_primary(node).await.outcome(Outcome::Unknown)?;
+    if let Some(failure) = hooks::told_of_primary(node).await {
+        request.say(format!("warning: {failure}")).await;
+    }
+    Ok(())
 }
 
 /// Refuses what would fail behind the commit, when there is no way back. PostgreSQL has all by now.

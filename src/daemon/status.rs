@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{commits, policy, retention, trouble, votes};
+use super::{commits, hooks, policy, retention, trouble, votes};
 use crate::link::message;
 use crate::vitals::Contact;
 
@@ -94,6 +94,7 @@ fn own_alarms(node: &Node) -> Vec<String> {
         alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
     }
     alarms.extend(votes::alarm(node));
+    alarms.extend(hooks::alarm(node));
     for member in node.store.state().members.iter().filter(|member| member.let_go) {
         alarms.push(format!(
             "{} was let go, and WAL that it needs is no longer kept: `walship standby --reseed` there",

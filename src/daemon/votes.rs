@@ -13,12 +13,12 @@ use tokio::time::sleep;
 
 use super::ask::ask_within;
 use super::node::Node;
-use super::{accept, fence};
+use super::{accept, fence, hooks};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
 use crate::link::message::{PostgresAnswer, Role, Vote, VoteRequest, Why, Withdrawal};
-use crate::store::{NodeRole, Promise, State};
+use crate::store::{Duty, NodeRole, Promise, State};
 
 /// How long the primary has to answer, as long as it is looked for before a promise.
 const PRIMARY_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
@@ -160,7 +160,16 @@ async fn give(node: &Arc<Node>, request: &VoteRequest) -> anyhow::Result<Option<
     if !stops {
         return Ok(None);
     }
-    match fence::stop_for_vote(node).await {
+    let stopped = async {
+        match hooks::before(node, Duty::Down).await {
+            Err(error) if was_down || request.why == Why::Forced => {
+                tracing::warn!("going on all the same: {error:#}");
+            }
+            ready => ready?,
+        }
+        fence::stop_for_vote(node).await
+    };
+    match stopped.await {
         Ok(stopped) => Ok(Some(stopped)),
         Err(error) => {
             settle_withdrawn(node).await?;

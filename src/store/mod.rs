@@ -16,6 +16,7 @@
 mod codec;
 mod cursor;
 mod cut;
+mod duty;
 mod error;
 mod exposures;
 mod fetch;
@@ -48,6 +49,7 @@ use crate::policy::Kept;
 
 pub use codec::{COMPRESSION_LEVEL, FRAME_BYTES, FrameDecoder};
 pub use cursor::{Chunk, Cursor, OpenFrame, RawCursor, RawStep, Step, Visibility};
+pub use duty::{Announced, Duty};
 pub use error::StoreError;
 pub use exposures::{Closed, EXPOSURES_FILE, Exposure, Exposures};
 pub use fetch::Fetched;

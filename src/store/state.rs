@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::framed::Framed;
-use super::{Branch, Fork, NewStore, StoreError, TimelineIdentity};
+use super::{Announced, Branch, Fork, NewStore, StoreError, TimelineIdentity};
 use crate::clock::WallTime;
 use crate::durable::FileError;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
@@ -118,6 +118,8 @@ pub struct State {
     pub promise: Option<Promise>,
     /// The promotion that left this node behind, until it has rejoined.
     pub superseded: Option<Superseded>,
+    /// What the command after a change of role was told last; `None` before there was one.
+    pub announced: Option<Announced>,
     /// The server's `server_version_num`, such as 150018; zero when never seen.
     pub server_version: u32,
     /// A promotion of this node that was committed, until its timeline is in the store.
@@ -163,6 +165,8 @@ struct StateFile {
     #[serde(default)]
     superseded: Option<Superseded>,
     #[serde(default)]
+    announced: Option<Announced>,
+    #[serde(default)]
     server_version: u32,
     #[serde(default)]
     promoting: Option<Branch>,
@@ -192,6 +196,7 @@ impl State {
             committed_epoch: 0,
             promise: None,
             superseded: None,
+            announced: None,
             server_version: 0,
             promoting: None,
             past_fork: None,
@@ -268,6 +273,7 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         committed_epoch: state.committed_epoch,
         promise: state.promise.clone(),
         superseded: state.superseded.clone(),
+        announced: state.announced,
         server_version: state.server_version,
         promoting: state.promoting.clone(),
         past_fork: state.past_fork,
@@ -296,6 +302,7 @@ pub(super) fn read(path: &Path) -> Result<State, StoreError> {
         committed_epoch: file.committed_epoch,
         promise: file.promise,
         superseded: file.superseded,
+        announced: file.announced,
         server_version: file.server_version,
         promoting: file.promoting,
         past_fork: file.past_fork,

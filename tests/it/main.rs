@@ -54,6 +54,7 @@ mod full_disk;
 /// The harness itself: what it must notice, it notices.
 mod harness_itself;
 /// HTTP: what each path says, at which moment, and who can't keep it from answering.
+mod hooks;
 mod http;
 /// Joining: what is looked at before anything is made, and who may run it.
 mod joining;
