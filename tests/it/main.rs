@@ -21,6 +21,8 @@ mod cascade_crash;
 mod catching_up;
 /// Commits that wait for the tail of a chain.
 mod chain;
+/// A cluster to which anything happens, for a while.
+mod chaos;
 /// What `walship check` finds, and whether what it prints mends it.
 mod check;
 /// A PostgreSQL server alone: starting, stopping, killing and asking it.

@@ -8,6 +8,9 @@ mod stage;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub use links::Links;
+pub use parse::Part;
+
 /// A test for each scene, of its name.
 macro_rules! scenes {
     ($($name:ident)*) => {

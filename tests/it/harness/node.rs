@@ -85,8 +85,13 @@ impl Node {
 
     /// Runs walship to its end, in the node's folder.
     pub async fn walship(&self, arguments: &[&str]) -> Finished {
+        Finished::run(self.command(arguments)).await
+    }
+
+    /// The same, to be run by somebody who can't wait here.
+    pub fn command(&self, arguments: &[&str]) -> std::process::Command {
         let mut command = command::walship(self.cluster.account());
         command.args(arguments).current_dir(&self.folder);
-        Finished::run(command).await
+        command
     }
 }
