@@ -16,8 +16,8 @@ use super::{ask, follow, join, upstreams};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::feed;
-use crate::link::message::{Purpose, Role};
-use crate::link::{Conn, Socket};
+use crate::link::message::{Code, Purpose, Role};
+use crate::link::{Conn, LinkError, Socket};
 use crate::pg::TimelineId;
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
@@ -147,10 +147,22 @@ async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Sock
         };
         match tried.await {
             Ok(conn) => return Ok(conn),
+            // It speaks against that one, not against this node: whoever knows the promotion may come back.
+            Err(error) if has_missed_it(&error) => failures.push((address, anyhow::anyhow!("{error:#}"))),
             Err(error) => failures.push((address, error)),
         }
     }
     Err(join::no_primary(&failures))
+}
+
+/// Whether a node did not serve this one because it has missed a promotion that this one knows of.
+fn has_missed_it(error: &anyhow::Error) -> bool {
+    let code = match Fault::find::<LinkError>(error) {
+        Some(LinkError::Rejected(reject) | LinkError::Refused(reject)) => reject.code,
+        Some(LinkError::Mismatch(mismatch)) => mismatch.code(),
+        _ => return false,
+    };
+    code == Code::Epoch
 }
 
 /// Follows the primary into the store from the start of the backup on, and hands the same WAL to the copy.

@@ -40,6 +40,7 @@ scenes! {
     a_primary_restored_from_a_snapshot_is_told
     a_primary_that_was_down_is_not_started_by_a_failed_election
     a_primary_whose_postgresql_hangs_is_not_replaced
+    a_rejoin_waits_while_only_an_older_primary_answers
     a_relay_is_promoted
     a_returning_primary_hears_of_it_from_anyone
     a_returning_primary_is_stopped
