@@ -282,13 +282,14 @@ pub async fn account(node: &Arc<Node>) -> anyhow::Result<Answer> {
     let postgres = ask_postgres(node).await;
     let holds_configuration = node.blocking("look for postgresql.conf", holds_configuration).await?;
     let state = node.store.state();
+    let committed_epoch = state.known_epoch();
     Ok(Answer {
         node: node.config.name.clone(),
         role: node.link_role(),
         store_uuid: Some(node.store.identity().store_uuid.clone()),
         promised_epoch: state.promised_epoch,
         promise: state.promise.map(|promise| Promise { epoch: promise.epoch, candidate: promise.candidate }),
-        committed_epoch: state.committed_epoch,
+        committed_epoch,
         priority: node.config.priority,
         timeline: state.timelines.last().map(wire_identity),
         positions: node.positions(),

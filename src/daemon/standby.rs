@@ -112,7 +112,9 @@ fn become_standby(state: &mut State) {
     state.role = Some(NodeRole::Standby);
     state.configured = None;
     // Where this node was the primary, that is over; a vote that stopped it has come to its end.
-    state.superseded = None;
+    if let Some(superseded) = state.superseded.take() {
+        state.learn(superseded.epoch);
+    }
     state.promise.take_if(|promise| promise.stops_primary);
 }
 

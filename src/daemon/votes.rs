@@ -83,8 +83,8 @@ async fn refusal(node: &Arc<Node>, request: &VoteRequest) -> Option<anyhow::Erro
     if state.has_forgotten_name(candidate) {
         return because(format!("{candidate} was taken off the list of members"));
     }
-    if state.committed_epoch >= *epoch {
-        return because(format!("it knows of epoch {}, which was committed", state.committed_epoch));
+    if state.known_epoch() >= *epoch {
+        return because(format!("it knows of epoch {}, which was committed", state.known_epoch()));
     }
     match &state.promise {
         // The answer to the first time was lost, or it is asked together with the others now.
@@ -190,7 +190,7 @@ async fn note(node: &Arc<Node>, promise: Promise) -> anyhow::Result<()> {
         node.store.sync()?;
         let mut outbid = None;
         node.store.update_state(|state| {
-            let known = state.promised_epoch.max(state.committed_epoch);
+            let known = state.promised_epoch.max(state.known_epoch());
             let again = state.promise.as_ref().is_some_and(|given| given.epoch == promise.epoch);
             if known >= promise.epoch && !(again && known == promise.epoch) {
                 outbid = Some(known);

@@ -238,6 +238,12 @@ impl State {
         self.promise.as_ref().map_or(0, |promise| promise.epoch).max(self.committed_epoch)
     }
 
+    /// The highest epoch that this node knows to be committed. A primary that was left behind keeps its own epoch, or others
+    /// would take it for the new one; what it must not vote for, and tells who asks, is this one.
+    pub fn known_epoch(&self) -> u64 {
+        self.superseded.as_ref().map_or(0, |superseded| superseded.epoch).max(self.committed_epoch)
+    }
+
     /// Takes note that an epoch was committed; a promise of that epoch or a lower one is kept with it.
     pub fn learn(&mut self, epoch: u64) {
         self.committed_epoch = self.committed_epoch.max(epoch);

@@ -50,6 +50,7 @@ scenes! {
     a_switchover_under_load_loses_nothing
     a_voter_dies_with_its_promise
     a_wiped_node_comes_back
+    an_old_primary_does_not_vote_for_an_epoch_that_left_it_behind
     forced_a_primary_that_writes_is_stopped
     of_two_nodes_the_fence_decides
     of_two_promotions_at_once_one_wins
