@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, WaitOptions};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use walship::demo::ClusterOptions;
@@ -40,6 +40,20 @@ pub struct Actor {
     pub node: Node,
     sidecar: Life,
     is_postgres_frozen: bool,
+}
+
+impl Actor {
+    /// Takes the exit status of a postmaster that a fence killed: until then it looks alive to the next one.
+    fn bury(&self) {
+        let cluster = &self.node.cluster;
+        let (data, socket) = (cluster.data_directory(), cluster.socket_folder());
+        for file in [data.join("postmaster.pid"), socket.join(format!(".s.PGSQL.{}.lock", cluster.port()))] {
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let pid = text.lines().next().and_then(|line| line.parse().ok()).and_then(Pid::from_raw);
+            // One that lives is left alone, and so is one that is no child.
+            let _ = pid.map(|pid| rustix::process::waitpid(Some(pid), WaitOptions::NOHANG));
+        }
+    }
 }
 
 /// A command that has not ended.
@@ -153,6 +167,7 @@ impl Stage {
     pub async fn look(&mut self) -> anyhow::Result<World> {
         self.end_commands().await?;
         self.notice_ended().await?;
+        self.actors.iter().for_each(Actor::bury);
         self.statuses = self.ask().await;
         let mut nodes = Vec::new();
         for (actor, status) in self.actors.iter().zip(&self.statuses) {
@@ -197,9 +212,8 @@ impl Stage {
                 "the sidecar of {} ended by itself: {status}",
                 self.name(at)
             );
-            // Its postmaster was a child of ours by then, and looks alive to the next one until its status is taken.
-            actor.node.cluster.kill().await?;
             (actor.sidecar, actor.is_postgres_frozen) = (Life::Down, false);
+            actor.bury();
             self.say(&format!("{} was switched off", self.name(at)));
         }
         Ok(())
@@ -308,6 +322,7 @@ impl Stage {
             self.say(&format!("start Sidecar of {}", self.name(at)));
             self.dial(at, &["run"]);
         }
+        self.actors[at].bury();
         let cluster = &self.actors[at].node.cluster;
         let data = cluster.data_directory();
         let is_seeding = self.statuses[at].as_ref().is_some_and(|status| status.seeding.is_some());
@@ -338,7 +353,8 @@ impl Stage {
 
     /// Runs a command, and does not wait for its end.
     pub fn run(&mut self, at: usize, arguments: &[&str]) {
-        let what = format!("{}: walship {}", self.name(at), arguments.join(" "));
+        let words: Vec<&str> = arguments.iter().copied().filter(|word| !word.starts_with("sh ")).collect();
+        let what = format!("{}: walship {}", self.name(at), words.join(" "));
         self.say(&what);
         let may_fence = arguments.contains(&"--fence-command");
         let command = self.actors[at].node.command(arguments);
