@@ -492,6 +492,7 @@ async fn refuse(node: &Node, requests: &mut Requests) -> Infallible {
         tokio::select! {
             Some(request) = requests.promotions.recv() => request.answer(Err(refusal())),
             Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(refusal()))),
+            Some(request) = requests.rejoins.recv() => request.answer_as_standby(node),
             Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(refusal()))),
             else => std::future::pending().await,
         }

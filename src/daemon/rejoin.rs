@@ -44,6 +44,14 @@ pub struct Request {
     pub done: oneshot::Sender<anyhow::Result<String>>,
 }
 
+impl Request {
+    /// Answers one that was waiting while this node rejoined by itself.
+    pub fn answer_as_standby(self, node: &Node) {
+        // Whoever asked may have gone.
+        let _ = self.done.send(Ok(format!("{} is a standby already: it rejoined by itself", node.config.name)));
+    }
+}
+
 /// What becomes of this node.
 pub enum Way {
     /// It follows as it is.

@@ -156,6 +156,10 @@ async fn follow_until_asked(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                 },
                 Some(freeze) = requests.freezes.recv() => break Asked::Freeze(freeze),
                 Some(request) = requests.reseeds.recv() => break Asked::Reseed(request),
+                Some(request) = requests.rejoins.recv() => {
+                    request.answer_as_standby(node);
+                    continue;
+                }
                 request = requests.promotions.recv() => request,
             };
             let Some(request) = request else { return Ok(End::Stopped) };

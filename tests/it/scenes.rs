@@ -58,6 +58,7 @@ scenes! {
     too_few_are_heard_to_be_sure
     what_another_standby_has_is_pulled
     what_only_a_dead_primary_has_is_pulled_from_its_pg_wal
+    whoever_asks_a_node_to_rejoin_that_does_so_already_is_answered
 }
 
 async fn play(file: &str, text: &str) {
