@@ -50,6 +50,31 @@ impl WallTime {
     }
 }
 
+/// A moment as programs and people read it: RFC 3339 in UTC, to the microsecond.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Time(jiff::Timestamp);
+
+impl From<WallTime> for Time {
+    fn from(time: WallTime) -> Time {
+        let limit = if time.unix_micros < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
+        Time(jiff::Timestamp::from_microsecond(time.unix_micros).unwrap_or(limit))
+    }
+}
+
+impl From<Time> for WallTime {
+    fn from(time: Time) -> WallTime {
+        WallTime { unix_micros: time.0.as_microsecond() }
+    }
+}
+
+/// In whole seconds.
+impl std::fmt::Display for Time {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&WallTime::from(*self).rfc3339())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

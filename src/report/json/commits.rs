@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::mirror::{Time, list, mirror, option};
+use super::mirror::{list, mirror, option};
+use crate::clock::Time;
 use crate::pg::{Levels, Lsn};
 use crate::report::commits::{Commits, Exposures, PendingPolicy, Seat, SetPolicy, Setting, Window};
 

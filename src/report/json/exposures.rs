@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::mirror::Time;
+use crate::clock::Time;
 use crate::pg::{Lsn, TimelineId};
 use crate::store::{Exposure, Exposures};
 

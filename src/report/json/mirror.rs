@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::commits::CommitsJson;
-use crate::clock::WallTime;
+use crate::clock::Time;
 use crate::pg::{Lsn, TimelineId};
 use crate::report::{
     Ancestor, Backup, CatchUp, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role,
@@ -287,24 +287,6 @@ impl From<ContactJson> for Contact {
             ContactJson::Up { since } => Contact::Up { since: since.into() },
             ContactJson::Stopped { since, reason } => Contact::Stopped { since: since.into(), reason },
         }
-    }
-}
-
-/// A moment as RFC 3339 in UTC, to the microsecond.
-#[derive(Serialize, Deserialize)]
-#[serde(transparent)]
-pub(super) struct Time(jiff::Timestamp);
-
-impl From<WallTime> for Time {
-    fn from(time: WallTime) -> Time {
-        let limit = if time.unix_micros < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
-        Time(jiff::Timestamp::from_microsecond(time.unix_micros).unwrap_or(limit))
-    }
-}
-
-impl From<Time> for WallTime {
-    fn from(time: Time) -> WallTime {
-        WallTime { unix_micros: time.0.as_microsecond() }
     }
 }
 
