@@ -1,5 +1,7 @@
 //! `walship exposures`: which commits went on unprotected.
 
+use std::path::Path;
+
 use anyhow::Context;
 use clap::ValueEnum;
 
@@ -45,21 +47,31 @@ pub enum Format {
 /// Prints the log of this node.
 pub fn run(args: &Args, config: &Config) -> anyhow::Result<Exit> {
     if !Store::exists(&config.store) {
-        return Err(Fault::usage(
-            format!("{} holds no store", config.store.display()),
-            "Run this on the host of a node, as the owner of its store.",
-        ));
+        return Err(no_store(&config.store));
     }
-    let log = Exposures::read(&config.store)
-        .map_err(|error| match error {
-            StoreError::Corrupt { .. } => Fault::advise(error, Exposures::IF_DAMAGED),
-            _ => error.into(),
-        })
-        .context("read the exposure log")?;
+    let log = read(&config.store)?;
     let text = match args.format {
         Format::Table => table::exposures(&log),
         Format::Json => json::exposures(&log).context("render the exposures as JSON")?,
     };
     output::print(&text)?;
     Ok(Exit::Done)
+}
+
+/// Reads the log of a store.
+pub fn read(store: &Path) -> anyhow::Result<Exposures> {
+    Exposures::read(store)
+        .map_err(|error| match error {
+            StoreError::Corrupt { .. } => Fault::advise(error, Exposures::IF_DAMAGED),
+            _ => error.into(),
+        })
+        .context("read the exposure log")
+}
+
+/// What is read from a store is not to be had here.
+pub fn no_store(store: &Path) -> anyhow::Error {
+    Fault::usage(
+        format!("{} holds no store", store.display()),
+        "Run this on the host of a node, as the owner of its store.",
+    )
 }

@@ -11,10 +11,12 @@ pub mod exit;
 pub mod exposures;
 pub mod fetch_wal;
 mod forget;
+pub mod history;
 pub mod init;
 pub mod invite;
 pub mod lag;
 mod logging;
+mod outcome;
 mod output;
 mod privilege;
 mod progress;
@@ -125,6 +127,7 @@ enum Command {
     Sync(sync::Args),
     Forget(forget::Args),
     Exposures(Configured<exposures::Args>),
+    History(Configured<history::Args>),
     Wait(wait::Args),
     Promote(promote::Args),
     Switchover(switchover::Args),
@@ -209,6 +212,9 @@ impl Command {
             Command::Forget(args) => forget::run(&args),
             Command::Exposures(Configured { args, overrides }) => {
                 exposures::run(&args, &configuration(&overrides)?)
+            }
+            Command::History(Configured { args, overrides }) => {
+                history::run(&args, || configuration(&overrides))
             }
             Command::Wait(args) => wait::run(&args),
             Command::Promote(args) => promote::run(&args),

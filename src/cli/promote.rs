@@ -1,7 +1,8 @@
 //! `walship promote`: this standby becomes the primary.
 
 use super::exit::{self, Exit};
-use super::{have_done, only_with_long_help, say};
+use super::outcome::{self, Format};
+use super::{only_with_long_help, say};
 use crate::config::{Overrides, Size};
 use crate::daemon::control::Promotion;
 
@@ -52,6 +53,12 @@ pub struct Args {
     /// It exits with 0 only when PostgreSQL there is down and stays down.
     #[arg(long, value_name = "COMMAND")]
     fence_command: Option<String>,
+    /// How to print the outcome
+    ///
+    /// json: the certificate as it is kept, with --dry-run the plan, or why it was refused; nothing else is on standard
+    /// output.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -66,7 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<Exit> {
         max_loss_bytes: args.max_loss,
         fence_command: args.fence_command.clone(),
     };
-    have_done(&args.overrides, async |client| client.promote(promotion, say).await)
+    outcome::print_of(args.format, &args.overrides, async |client| client.promote(promotion, say).await)
 }
 
 /// Zero, or a size.

@@ -1,7 +1,8 @@
 //! `walship switchover`: the primary hands over to a standby.
 
 use super::exit::{self, Exit};
-use super::{have_done, only_with_long_help, say};
+use super::outcome::{self, Format};
+use super::{only_with_long_help, say};
 use crate::config::Overrides;
 use crate::daemon::control::Switchover;
 
@@ -30,6 +31,12 @@ pub struct Args {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// How to print the outcome
+    ///
+    /// json: the certificate as it is kept, with --dry-run the plan, or why it was refused; nothing else is on standard
+    /// output.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
     #[command(flatten)]
     overrides: Overrides,
 }
@@ -37,5 +44,5 @@ pub struct Args {
 /// Asks the sidecar of this node.
 pub fn run(args: &Args) -> anyhow::Result<Exit> {
     let wanted = Switchover { to: args.to.clone(), dry_run: args.dry_run };
-    have_done(&args.overrides, async |client| client.switchover(wanted, say).await)
+    outcome::print_of(args.format, &args.overrides, async |client| client.switchover(wanted, say).await)
 }

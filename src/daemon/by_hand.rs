@@ -121,8 +121,8 @@ fn wal_folder(data_directory: &Path) -> PathBuf {
     data_directory.join("pg_wal")
 }
 
-/// The history of the newest timeline that PostgreSQL knows.
-fn newest_history(data_directory: &Path) -> anyhow::Result<Option<History>> {
+/// The history of the newest timeline that PostgreSQL knows. Blocks.
+pub fn newest_history(data_directory: &Path) -> anyhow::Result<Option<History>> {
     let Some(newest) = newest_timeline(data_directory)? else { return Ok(None) };
     let path = wal_folder(data_directory).join(newest.history_file_name());
     let text = fs::read(&path).map_err(|e| FileError::new("read", &path, e))?;

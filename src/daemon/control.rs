@@ -17,11 +17,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
-pub use super::request::Promotion;
+pub use super::request::{Done, Promotion};
 use super::reseed;
 use super::seed::Seed;
 pub use super::switchover::Switchover;
-use super::{door, forget, order, policy, rejoin, status, switchover, wait};
+use super::{certificate, door, forget, order, policy, rejoin, status, switchover, wait};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::policy::{Policy, StallLimit};
 use crate::report::wait::{Wait, Waited};
@@ -100,7 +100,7 @@ pub struct NewPolicy {
 enum Reply {
     Status { status: serde_json::Value },
     Progress { line: String },
-    Done { line: String },
+    Done(Done),
     Failed { message: String, hint: Option<String>, outcome: Option<String> },
 }
 
@@ -152,10 +152,12 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
         }
         Ok(Request::Promote(promotion)) => reply(promote(node, promotion, &mut write).await),
         Ok(Request::Switchover(wanted)) => reply(switch_over(node, wanted, &mut write).await),
-        Ok(Request::Reseed { seed, dry_run }) => reply(seed_anew(node, seed, dry_run, &mut write).await),
-        Ok(Request::Rejoin { dry_run }) => reply(rejoin(node, dry_run, &mut write).await),
-        Ok(Request::Sync(wanted)) => reply(sync(node, wanted).await),
-        Ok(Request::Forget(wanted)) => reply(forget(node, wanted, &mut write).await),
+        Ok(Request::Reseed { seed, dry_run }) => {
+            reply(seed_anew(node, seed, dry_run, &mut write).await.map(Done::line))
+        }
+        Ok(Request::Rejoin { dry_run }) => reply(rejoin(node, dry_run, &mut write).await.map(Done::line)),
+        Ok(Request::Sync(wanted)) => reply(sync(node, wanted).await.map(Done::line)),
+        Ok(Request::Forget(wanted)) => reply(forget(node, wanted, &mut write).await.map(Done::line)),
         Ok(Request::Wait { wait }) => {
             // Those who wait have places of their own, and keep nobody from asking for the status.
             drop(place);
@@ -175,7 +177,7 @@ async fn promote(
     node: &Arc<Node>,
     promotion: Promotion,
     write: &mut (impl AsyncWriteExt + Unpin),
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Done> {
     if node.role() == NodeRole::Primary {
         if let Some((epoch, newer)) = node.superseded_by() {
             return Err(Fault::refused(
@@ -183,21 +185,19 @@ async fn promote(
                 format!("`walship rejoin` makes this node a standby of {newer}."),
             ));
         }
-        let state = node.store.state();
-        return Ok(format!(
-            "{} is the primary already, of epoch {}",
-            node.config.name, state.committed_epoch
-        ));
+        let epoch = node.store.state().committed_epoch;
+        let line = format!("{} is the primary already, of epoch {epoch}", node.config.name);
+        return Ok(Done { line, json: certificate::of_epoch(node, epoch).await? });
     }
     pass_on(order::begin(node, promotion)?, "the sidecar ended before the promotion did", write).await
 }
 
 /// Passes on what is said of something that is carried out elsewhere, up to its outcome; without one, `unknown` says why.
-async fn pass_on(
-    (mut lines, outcome): order::Begun,
+async fn pass_on<T>(
+    (mut lines, outcome): order::Begun<T>,
     unknown: &'static str,
     write: &mut (impl AsyncWriteExt + Unpin),
-) -> anyhow::Result<String> {
+) -> anyhow::Result<T> {
     while let Some(line) = lines.recv().await {
         send(write, &Reply::Progress { line }).await?;
     }
@@ -208,7 +208,7 @@ async fn switch_over(
     node: &Arc<Node>,
     wanted: Switchover,
     write: &mut (impl AsyncWriteExt + Unpin),
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Done> {
     let (say, mut lines) = mpsc::channel(16);
     let mut done = std::pin::pin!(switchover::carry_out(node, &wanted, say));
     loop {
@@ -305,7 +305,7 @@ async fn forget(
 fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {
     let line = waited.sentence(&node.config.name, status::role_of(node.link_role()), wait);
     let outcome = match waited {
-        Waited::Reached { .. } => return Reply::Done { line },
+        Waited::Reached { .. } => return Reply::Done(Done::line(line)),
         Waited::TimedOut { .. } => Outcome::Failed,
         Waited::LeftBehind { .. } => Outcome::Refused,
         Waited::Unknown { .. } => Outcome::Unknown,
@@ -313,9 +313,9 @@ fn answer(node: &Node, wait: &Wait, waited: &Waited) -> Reply {
     failed(&Fault::ended(line, outcome))
 }
 
-fn reply(outcome: anyhow::Result<String>) -> Reply {
+fn reply(outcome: anyhow::Result<Done>) -> Reply {
     match outcome {
-        Ok(line) => Reply::Done { line },
+        Ok(done) => Reply::Done(done),
         Err(error) => failed(&error),
     }
 }
@@ -355,48 +355,52 @@ impl Client {
         match answer.with_context(|| format!("no answer for {} s", STATUS_WITHIN.as_secs()))?? {
             Reply::Status { status } => Ok(json::decode(status.to_string().as_bytes())?),
             Reply::Failed { message, hint, outcome } => Err(Fault::told(message, hint, outcome.as_deref())),
-            Reply::Progress { .. } | Reply::Done { .. } => {
+            Reply::Progress { .. } | Reply::Done(_) => {
                 anyhow::bail!("the sidecar answered something else")
             }
         }
     }
 
     /// Asks for a promotion; `say` gets each line of progress, the result is the last.
-    pub async fn promote(self, promotion: Promotion, say: impl FnMut(&str)) -> anyhow::Result<String> {
+    pub async fn promote(self, promotion: Promotion, say: impl FnMut(&str)) -> anyhow::Result<Done> {
         self.carry_out(&Request::Promote(promotion), say).await
     }
 
     /// Asks for a switchover, in the same way.
-    pub async fn switchover(self, wanted: Switchover, say: impl FnMut(&str)) -> anyhow::Result<String> {
+    pub async fn switchover(self, wanted: Switchover, say: impl FnMut(&str)) -> anyhow::Result<Done> {
         self.carry_out(&Request::Switchover(wanted), say).await
     }
 
     /// Asks an old primary to become a standby, in the same way.
     pub async fn rejoin(self, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
-        self.carry_out(&Request::Rejoin { dry_run }, say).await
+        self.told(&Request::Rejoin { dry_run }, say).await
     }
 
     /// Asks for a re-seed, in the same way.
     pub async fn reseed(self, seed: Seed, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
-        self.carry_out(&Request::Reseed { seed, dry_run }, say).await
+        self.told(&Request::Reseed { seed, dry_run }, say).await
     }
 
     /// Asks for another acknowledgement policy, in the same way.
     pub async fn sync(self, wanted: NewPolicy, say: impl FnMut(&str)) -> anyhow::Result<String> {
-        self.carry_out(&Request::Sync(wanted), say).await
+        self.told(&Request::Sync(wanted), say).await
     }
 
     /// Asks for a member to be forgotten, in the same way.
     pub async fn forget(self, wanted: Forget, say: impl FnMut(&str)) -> anyhow::Result<String> {
-        self.carry_out(&Request::Forget(wanted), say).await
+        self.told(&Request::Forget(wanted), say).await
     }
 
-    async fn carry_out(mut self, request: &Request, mut say: impl FnMut(&str)) -> anyhow::Result<String> {
+    async fn told(self, request: &Request, say: impl FnMut(&str)) -> anyhow::Result<String> {
+        self.carry_out(request, say).await.map(|done| done.line)
+    }
+
+    async fn carry_out(mut self, request: &Request, mut say: impl FnMut(&str)) -> anyhow::Result<Done> {
         self.ask(request).await?;
         loop {
             match self.next().await.outcome(Outcome::Unknown)? {
                 Reply::Progress { line } => say(&line),
-                Reply::Done { line } => return Ok(line),
+                Reply::Done(done) => return Ok(done),
                 Reply::Failed { message, hint, outcome } => {
                     return Err(Fault::told(message, hint, outcome.as_deref()));
                 }
@@ -413,7 +417,7 @@ impl Client {
         });
         let reply = answered.await.context("the sidecar does not answer").outcome(Outcome::Unknown)?;
         match reply.outcome(Outcome::Unknown)? {
-            Reply::Done { line } => Ok(line),
+            Reply::Done(done) => Ok(done.line),
             Reply::Failed { message, hint, outcome } => Err(Fault::told(message, hint, outcome.as_deref())),
             Reply::Status { .. } | Reply::Progress { .. } => {
                 anyhow::bail!("the sidecar answered something else")

@@ -22,8 +22,8 @@ use crate::link::message::{Answer, PostgresAnswer, Role, Vote, VoteRequest, Why,
 use crate::link::{LinkError, Message};
 use crate::pg::Lsn;
 use crate::policy::Policy;
-use crate::promote::{Contact, Facts, Part, Replay, Seen, Server, Stage, Waited};
-use crate::store::{MemberRole, Promise, State};
+use crate::promote::{Contact, Facts, Heard, Part, Replay, Said, Seen, Server, Stage, Stake, Waited};
+use crate::store::{Member, MemberRole, Promise, State};
 
 /// A standby that lacks no more is taken to be in step.
 pub const IN_STEP_BYTES: u64 = 1 << 20;
@@ -72,47 +72,41 @@ pub fn facts(
     answers: &Answers,
     replay: Replay,
     left_at: Option<Lsn>,
+    earlier: Option<Stake>,
     asked: &Promotion,
 ) -> Facts {
     let state = node.store.state();
     let receive = node.vitals.receive.get();
-    let heard =
-        receive.server_time.map(|(_, arrived)| (receive.server_flush_lsn, arrived.elapsed().as_secs()));
+    let heard = receive.server_time.map(|(at, arrived)| Heard {
+        lsn: receive.server_flush_lsn,
+        at: at.into(),
+        seconds: arrived.elapsed().as_secs(),
+    });
     let mut facts = Facts {
         node: node.config.name.clone(),
-        members: vec![own(node, &state, left_at)],
+        members: Vec::new(),
         committed_epoch: state.committed_epoch,
         highest_epoch: state.promised_epoch.max(state.committed_epoch),
         is_promoted: left_at.is_some(),
         replay,
+        log_end: Lsn::INVALID,
         last_heard: heard,
+        ended_cleanly: false,
         waited: waited(node, &state),
+        earlier,
         can_fence: asked.fence_command.as_ref().or(node.config.fence_command.as_ref()).is_some(),
         stage: Stage::Facts,
     };
+    take_own(node, &mut facts, Contact::Answered, left_at);
     for (_, answer) in answers.values() {
         facts.committed_epoch = answer.committed_epoch.max(facts.committed_epoch);
         facts.highest_epoch = answer.promised_epoch.max(answer.committed_epoch).max(facts.highest_epoch);
         facts.members.push(seen(answer, state.committed_epoch));
+        note_policy(node, &mut facts, answer);
     }
     for member in members::others(node) {
         if !answers.contains_key(&member.name) {
-            let position = member.flushed_lsn.is_valid().then(|| (state.epoch_of_wal(), member.flushed_lsn));
-            let part = match member.role {
-                MemberRole::Primary => Part::Primary(Server::Unsure),
-                MemberRole::Standby => Part::Standby,
-                MemberRole::Superseded => Part::Superseded,
-            };
-            // What the primary itself has is not known from its own list.
-            let position = position.filter(|_| part == Part::Standby);
-            let priority = crate::config::PRIORITY;
-            facts.members.push(Seen {
-                node: member.name,
-                part,
-                contact: Contact::Silent,
-                priority,
-                position,
-            });
+            facts.members.push(silent(member, &state));
         }
     }
     // The primary whose WAL comes at this moment is there, even if it did not answer in time.
@@ -126,15 +120,54 @@ pub fn facts(
     facts
 }
 
-/// This node; what its PostgreSQL lacked when it was promoted by hand does not count.
-fn own(node: &Node, state: &State, left_at: Option<Lsn>) -> Seen {
+/// A member that does not answer, as it is known from the primary's list.
+fn silent(member: Member, state: &State) -> Seen {
+    let part = match member.role {
+        MemberRole::Primary => Part::Primary(Server::Unsure),
+        MemberRole::Standby => Part::Standby,
+        MemberRole::Superseded => Part::Superseded,
+    };
+    // What the primary itself has is not known from its own list.
+    let is_known = member.flushed_lsn.is_valid() && part == Part::Standby;
+    let said = Said {
+        timeline: member.timeline.filter(|_| is_known),
+        at: member.last_heard.map(Into::into),
+        ..Said::default()
+    };
+    let position = is_known.then(|| (state.epoch_of_wal(), member.flushed_lsn));
+    let priority = crate::config::PRIORITY;
+    Seen { node: member.name, part, contact: Contact::Silent, priority, position, said }
+}
+
+/// Takes this node itself into the facts; what its PostgreSQL lacked when it was promoted by hand does not count.
+fn take_own(node: &Node, facts: &mut Facts, contact: Contact, left_at: Option<Lsn>) {
+    let state = node.store.state();
     let durable = node.store.positions().borrow().durable;
-    Seen {
+    facts.log_end = durable;
+    let own = Seen {
         node: node.config.name.clone(),
         part: Part::Standby,
-        contact: Contact::Answered,
+        contact,
         priority: node.config.priority,
         position: Some((state.epoch_of_wal(), left_at.map_or(durable, |left_at| left_at.min(durable)))),
+        said: Said {
+            promised_epoch: Some(state.promised_epoch),
+            committed_epoch: Some(state.committed_epoch),
+            timeline: state.newest_timeline(),
+            at: Some(WallTime::now().into()),
+        },
+    };
+    match facts.member_mut(&node.config.name) {
+        Some(member) => *member = own,
+        None => facts.members.push(own),
+    }
+}
+
+/// A node that knows of a newer policy may know one that went on with less than the one that is known here.
+fn note_policy(node: &Node, facts: &mut Facts, answer: &Answer) {
+    let known = node.store.state().policy.effective.map_or(0, |policy| policy.serial);
+    if let Some(waited) = &mut facts.waited {
+        waited.is_outdated |= answer.policy_serial > known;
     }
 }
 
@@ -154,6 +187,12 @@ fn seen(answer: &Answer, committed_epoch: u64) -> Seen {
         contact: Contact::Answered,
         priority: answer.priority,
         position: answer.positions.map(|at| (epoch, at.flushed_lsn)),
+        said: Said {
+            promised_epoch: Some(answer.promised_epoch),
+            committed_epoch: Some(answer.committed_epoch),
+            timeline: answer.positions.map(|at| at.timeline),
+            at: Some(WallTime::now().into()),
+        },
     }
 }
 
@@ -173,8 +212,9 @@ fn waited(node: &Node, state: &State) -> Option<Waited> {
         policy: policy.policy.to_string(),
         seats: policy.others(&primary).into_iter().map(str::to_owned).collect(),
         needed: policy.needed(&primary),
-        for_ever: policy.stall_limit.0.is_none(),
-        is_armed: members::is_armed(node),
+        stall_limit: policy.stall_limit,
+        reported: members::reported(node),
+        is_outdated: state.policy.pending.is_some(),
     })
 }
 
@@ -217,10 +257,7 @@ pub async fn run(
             have_the_primary_stop(node, answers, facts, epoch).await?;
         }
         let Rivals { first, highest_epoch } = call(node, answers, facts, epoch, why).await;
-        let state = node.store.state();
-        if let Some(member) = facts.member_mut(&node.config.name) {
-            *member = Seen { contact: Contact::Voted, ..own(node, &state, left_at) };
-        }
+        take_own(node, facts, Contact::Voted, left_at);
         let is_over = begun.elapsed() > RIVAL_GIVES_WAY_WITHIN;
         match first {
             Some(rival) if rival < node.config.name || is_over => {
@@ -288,11 +325,13 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
         called.spawn(async move { (name, request_vote(&node, &address, request, within).await) });
     }
     facts.stage = Stage::Votes;
+    facts.ended_cleanly = false;
     let mut rivals = Rivals { first: None, highest_epoch: epoch };
     for (name, voted) in called.join_all().await {
         if let Ok(Vote { answer, .. }) = &voted {
             // It may have heard of one since it was asked.
             facts.committed_epoch = facts.committed_epoch.max(answer.committed_epoch);
+            note_policy(node, facts, answer);
         }
         if let Ok(Vote { refusal: Some(_), rival, answer, .. }) = &voted {
             // One that was outbid is asked again with more.
@@ -301,6 +340,7 @@ async fn call(node: &Arc<Node>, answers: &Answers, facts: &mut Facts, epoch: u64
             let other = rival.clone().filter(|other| *other != node.config.name);
             rivals.first = rivals.first.into_iter().chain(other).min();
         }
+        facts.ended_cleanly |= voted.as_ref().is_ok_and(|vote| vote.is_stopped && vote.ended_cleanly);
         if let Some(member) = facts.member_mut(&name) {
             take(member, voted);
         }
@@ -313,7 +353,7 @@ fn take(member: &mut Seen, voted: anyhow::Result<Vote>) {
         Ok(Vote { refusal: Some(why), .. }) => member.contact = Contact::Refused { why },
         Ok(vote) => {
             let fresh = seen(&vote.answer, 0);
-            (member.contact, member.position) = (Contact::Voted, fresh.position);
+            (member.contact, member.position, member.said) = (Contact::Voted, fresh.position, fresh.said);
             if matches!(member.part, Part::Primary(_)) && vote.is_stopped {
                 member.part = Part::Primary(Server::Down);
             }

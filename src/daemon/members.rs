@@ -17,6 +17,7 @@ use crate::failpoint;
 use crate::link::message::{self, MemberList, Protection, Role};
 use crate::pg::Lsn;
 use crate::policy::Policy;
+use crate::promote::Reported;
 use crate::store::{Forgotten, Member, MemberRole, NodeRole, State};
 use crate::vitals::{Contact, DownstreamVitals};
 
@@ -143,9 +144,10 @@ fn protection(node: &Node) -> Option<Protection> {
     Some(Protection { is_armed: waits && !is_exposed, released_lsn, at: WallTime::now() })
 }
 
-/// Whether the primary said last that commits are protected.
-pub fn is_armed(node: &Node) -> bool {
-    node.members.borrow().protection.is_some_and(|protection| protection.is_armed)
+/// What the primary said last of its commits.
+pub fn reported(node: &Node) -> Option<Reported> {
+    let Protection { is_armed, released_lsn, at } = node.members.borrow().protection?;
+    Some(Reported { is_armed, released_lsn, at: at.into() })
 }
 
 /// Keeps the list that the primary passes on, while this node is a standby.

@@ -8,6 +8,7 @@ mod ack;
 mod ask;
 mod attempts;
 mod by_hand;
+mod certificate;
 mod commits;
 pub mod control;
 mod door;

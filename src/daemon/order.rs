@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::ask;
 use super::node::Node;
-use super::request::{Promotion, Request};
+use super::request::{Done, Promotion, Request};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::link::message::{Order, Purpose, Told};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER, Socket};
@@ -20,7 +20,7 @@ const NEXT_LINE_WITHIN: Duration = Duration::from_secs(300);
 const SIGN_OF_LIFE_EVERY: Duration = Duration::from_secs(2);
 
 /// Has the node at an address promote itself, as it was asked for here.
-pub async fn promote(node: &Arc<Node>, address: &str, request: &Request) -> anyhow::Result<String> {
+pub async fn promote(node: &Arc<Node>, address: &str, request: &Request) -> anyhow::Result<Done> {
     let Promotion { force, max_loss_bytes, fence_command, .. } = request.promotion.clone();
     give(node, address, Order::Promote { force, max_loss_bytes, fence_command }, &request.say).await
 }
@@ -31,7 +31,7 @@ pub async fn give(
     address: &str,
     order: Order,
     say: &mpsc::Sender<String>,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Done> {
     let (mut link, _) = ask::open(node, address, Purpose::Ask).await?;
     link.conn.write(Message::Order(order)).await.outcome(Outcome::Unknown)?;
     loop {
@@ -40,7 +40,7 @@ pub async fn give(
             Message::Told(Told::Progress { line }) if line.is_empty() => {}
             // Whoever asked may have gone; it is carried out all the same.
             Message::Told(Told::Progress { line }) => drop(say.send(line).await),
-            Message::Told(Told::Done { line }) => return Ok(line),
+            Message::Told(Told::Done { line, json }) => return Ok(Done { line, json }),
             Message::Told(Told::Failed { message, hint, outcome }) => {
                 return Err(Fault::told(message, hint, outcome.as_deref()));
             }
@@ -73,7 +73,7 @@ pub async fn carry_out(node: &Arc<Node>, order: Order, mut conn: Conn<Socket>) -
             biased;
             Some(line) = lines.recv() => conn.write(Message::Told(Told::Progress { line })).await?,
             done = &mut outcome => break match done {
-                Ok(Ok(line)) => Told::Done { line },
+                Ok(Ok(Done { line, json })) => Told::Done { line, json },
                 Ok(Err(error)) => failed(&error),
                 Err(_) => Told::Failed {
                     message: "the sidecar ended before the promotion did".to_owned(),
@@ -91,7 +91,7 @@ pub async fn carry_out(node: &Arc<Node>, order: Order, mut conn: Conn<Socket>) -
 }
 
 /// What is said of something that is carried out elsewhere, and what comes of it.
-pub type Begun = (mpsc::Receiver<String>, oneshot::Receiver<anyhow::Result<String>>);
+pub type Begun<T = Done> = (mpsc::Receiver<String>, oneshot::Receiver<anyhow::Result<T>>);
 
 /// Hands a request to the standby's life.
 pub fn begin(node: &Node, promotion: Promotion) -> anyhow::Result<Begun> {

@@ -12,9 +12,10 @@ use tokio::time::{Instant, sleep};
 
 use super::election::{self, Answers};
 use super::node::Node;
-use super::request::Request;
-use super::{by_hand, fence, hooks, members, pull, setting};
+use super::request::{Done, Request};
+use super::{by_hand, certificate, fence, hooks, members, pull, setting};
 use crate::capture;
+use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::link::message::{Route, Why};
@@ -22,7 +23,9 @@ use crate::pg::sql::promotion as sql;
 use crate::pg::sql::{Grant, Sql};
 use crate::pg::{Lsn, TimelineId};
 use crate::policy::Policy;
-use crate::promote::{self, Facts, Fence, Plan, Replay, Salvage};
+use crate::promote::{
+    self, Certificate, Course, Facts, Fence, Fenced, Plan, Replay, Salvage, Salvaged, Server,
+};
 use crate::store::{Branch, Duty, MemberRole, NodeRole, State, Store};
 use crate::vitals::FeedVitals;
 
@@ -62,7 +65,8 @@ pub async fn look(node: &Arc<Node>, request: &Request) -> anyhow::Result<Outlook
     let replay = look_at_replay(node).await?;
     let answers = election::ask_everyone(node).await;
     let left_at = node.blocking("look at a promotion by hand", by_hand::left_at).await??;
-    let facts = election::facts(node, &answers, replay, left_at, &request.promotion);
+    let earlier = node.blocking("look at an interrupted promotion", certificate::interrupted).await??;
+    let facts = election::facts(node, &answers, replay, left_at, earlier, &request.promotion);
     if request.promotion.elect
         && let Some(best) = promote::best(&facts).filter(|best| best.node != node.config.name)
         && let Some((address, _)) = answers.get(&best.node)
@@ -118,7 +122,7 @@ async fn last_record(node: &Arc<Node>) -> anyhow::Result<Option<Lsn>> {
 
 /// Has the others vote and carries out what follows. Nothing is received any more when this is called. An error leaves a
 /// standby, with all promises taken back.
-pub async fn carry_out(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<String> {
+pub async fn carry_out(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<Done> {
     let answers = prepared.answers.clone();
     let done = elect(node, prepared, request).await;
     let is_committed = node.store.state().promoting.is_some() || node.role() == NodeRole::Primary;
@@ -128,8 +132,8 @@ pub async fn carry_out(node: &Arc<Node>, prepared: Prepared, request: &Request) 
     done
 }
 
-async fn elect(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<String> {
-    let started = Instant::now();
+async fn elect(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<Done> {
+    let (started, began_at) = (Instant::now(), WallTime::now());
     let Prepared { answers, mut facts, left_at, plan: expected } = prepared;
     let sql = Sql::connect(&node.conninfo).await.context("ask this node's PostgreSQL")?;
     let already = !sql.is_in_recovery().await?;
@@ -147,49 +151,94 @@ async fn elect(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyho
         tell(&plan, request).await;
     }
     failpoint::hit("promote-voted");
-    fence(node, &facts, &plan, request).await?;
+    let fence = fence(node, &facts, &plan, request).await?;
+    let salvage = salvage(node, &answers, &mut facts, &mut plan, request).await?;
+    let course = Course {
+        system_identifier: node.store.identity().system_identifier,
+        old_timeline: node.store.newest_timeline().context("the store is empty")?,
+        began_at,
+        committed_at: began_at,
+        fence,
+        salvage,
+    };
+    finish(node, &sql, already, &Decided { facts, plan, course }, request).await?;
+    let json = match certificate::complete(node).await {
+        Ok(json) => json,
+        Err(error) => {
+            request.say(format!("warning: the certificate is not complete yet: {error:#}")).await;
+            None
+        }
+    };
+    let epoch = node.store.state().committed_epoch;
+    let line = format!(
+        "{} is the primary of epoch {epoch} after {:.1} s",
+        node.config.name,
+        started.elapsed().as_secs_f64()
+    );
+    Ok(Done { line, json })
+}
+
+/// Pulls what the plan counts on. Forced, it goes on without what can't be had, by another plan.
+async fn salvage(
+    node: &Arc<Node>,
+    answers: &Answers,
+    facts: &mut Facts,
+    plan: &mut Plan,
+    request: &Request,
+) -> anyhow::Result<Option<Salvaged>> {
     while let Some(salvage) = plan.salvage.take() {
-        match salvage_from(node, &answers, &salvage, request).await {
-            Ok(()) => break,
+        match salvage_from(node, answers, &salvage, request).await {
+            Ok(()) => {
+                let (_, from) = facts.own_position();
+                return Ok(Some(Salvaged { node: salvage.node, from, to: salvage.to }));
+            }
             Err(error) if request.promotion.force => {
                 request.say(format!("warning: {error:#}")).await;
                 // It is lost then, unless another one has it.
                 facts.lose(&salvage.node);
-                plan = decide(&facts, request)?;
-                tell(&plan, request).await;
+                *plan = decide(facts, request)?;
+                tell(plan, request).await;
             }
             Err(error) => return Err(error),
         }
     }
-    finish(node, &sql, already, &plan, request).await?;
-    Ok(format!(
-        "{} is the primary of epoch {} after {:.1} s",
-        node.config.name,
-        plan.epoch,
-        started.elapsed().as_secs_f64()
-    ))
+    Ok(None)
 }
 
-/// Has the command make sure that the old primary is down, where its own sidecar did not.
-async fn fence(node: &Arc<Node>, facts: &Facts, plan: &Plan, request: &Request) -> anyhow::Result<()> {
-    if plan.fence != Fence::Command {
-        return Ok(());
+/// What is carried out, and on what grounds.
+struct Decided {
+    facts: Facts,
+    plan: Plan,
+    course: Course,
+}
+
+/// Has the command make sure that the old primary is down, where its own sidecar did not; who did, and when.
+async fn fence(node: &Arc<Node>, facts: &Facts, plan: &Plan, request: &Request) -> anyhow::Result<Fenced> {
+    let Some((primary, server)) = facts.primary() else { return Ok(Fenced { by: plan.fence, at: None }) };
+    if plan.fence == Fence::Sidecar && server == Server::Down {
+        return Ok(Fenced { by: plan.fence, at: primary.said.at });
     }
     let configured = node.config.fence_command.as_ref();
-    let Some(command) = request.promotion.fence_command.as_ref().or(configured) else { return Ok(()) };
-    let Some((primary, _)) = facts.primary() else { return Ok(()) };
+    let command = request.promotion.fence_command.as_ref().or(configured);
+    let Some(command) = command.filter(|_| plan.fence == Fence::Command) else {
+        return Ok(Fenced { by: plan.fence, at: None });
+    };
     let address = members::others(node).into_iter().find(|member| member.name == primary.node);
     let address = address.map(|member| member.advertise).unwrap_or_default();
     request.say(format!("running the fence command for {}", primary.node)).await;
-    match fence::run_command(command, &primary.node, &address).await {
-        Ok(()) => request.say(format!("{} is down, by the fence command", primary.node)).await,
+    let fenced = match fence::run_command(command, &primary.node, &address).await {
+        Ok(()) => {
+            request.say(format!("{} is down, by the fence command", primary.node)).await;
+            Fenced { by: Fence::Command, at: Some(WallTime::now().into()) }
+        }
         Err(error) if request.promotion.force => {
             request.say(format!("warning: {error:#}: {} may still accept writes", primary.node)).await;
+            Fenced { by: Fence::Nobody, at: None }
         }
         Err(error) => return Err(error),
-    }
+    };
     failpoint::hit("promote-fenced");
-    Ok(())
+    Ok(fenced)
 }
 
 /// Pulls what the plan counts on.
@@ -212,9 +261,10 @@ async fn finish(
     node: &Arc<Node>,
     sql: &Sql,
     already: bool,
-    plan: &Plan,
+    decided: &Decided,
     request: &Request,
 ) -> anyhow::Result<()> {
+    let Decided { facts, plan, course } = decided;
     node.blocking("fsync the store", |node| node.store.sync()).await??;
     if !already {
         drain(node, sql, request).await?;
@@ -229,7 +279,10 @@ async fn finish(
     }
     let branch = Branch { epoch: plan.epoch, node: node.config.name.clone() };
     request.say(format!("committing epoch {}", plan.epoch)).await;
+    let course = Course { committed_at: WallTime::now(), ..course.clone() };
+    let record = Certificate::of(facts, plan, &request.promotion.wish(), course);
     let committed = node.blocking("commit the epoch", move |node| {
+        certificate::draft(node, &record)?;
         // Whom the new primary is to tell and to keep WAL for it knows from the old one alone.
         members::note(node)?;
         commit(&node.store, branch)

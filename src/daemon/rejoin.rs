@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::ask::{ANSWER_WITHIN, ask_within};
 use super::node::Node;
 use super::postgres::{self, CONFIGURATION_FILE};
+use super::request::Done;
 use super::seed::{self, Seed};
 use super::standby::Requests;
 use super::{by_hand, fence, upstreams};
@@ -105,7 +106,7 @@ pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                 }
             }
             Some(request) = requests.promotions.recv() => {
-                request.answer(Ok(format!("{} was promoted meanwhile", node.config.name)));
+                request.answer(Ok(Done::line(format!("{} was promoted meanwhile", node.config.name))));
             }
             Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(no_standby(node)))),
             Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(no_standby(node)))),

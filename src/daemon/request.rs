@@ -28,6 +28,22 @@ impl Promotion {
     }
 }
 
+/// What came of it.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Done {
+    /// For a person.
+    pub line: String,
+    /// The whole of it for programs: the certificate as it is kept, or the plan.
+    pub json: Option<String>,
+}
+
+impl Done {
+    /// What only a line says.
+    pub fn line(line: impl Into<String>) -> Done {
+        Done { line: line.into(), json: None }
+    }
+}
+
 /// A request for a promotion.
 pub struct Request {
     /// What is asked for.
@@ -35,12 +51,12 @@ pub struct Request {
     /// Where progress is told, line by line.
     pub say: mpsc::Sender<String>,
     /// The outcome.
-    pub done: oneshot::Sender<anyhow::Result<String>>,
+    pub done: oneshot::Sender<anyhow::Result<Done>>,
 }
 
 impl Request {
     /// Tells the outcome. Whoever asked may have gone; it is in the log, too.
-    pub fn answer(self, outcome: anyhow::Result<String>) {
+    pub fn answer(self, outcome: anyhow::Result<Done>) {
         let _ = self.done.send(outcome);
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
 use super::promotion;
-use super::request::Request;
+use super::request::{Done, Request};
 use super::{by_hand, follow, members, order, postgres, rejoin, reseed, retention, samples, trouble, votes};
 use crate::clock::WallTime;
 use crate::feed::{self, ServerVersion};
@@ -195,13 +195,14 @@ async fn prepare(node: &Arc<Node>, request: Request) -> Option<(Box<promotion::P
             return Some((prepared, request));
         }
         Ok(promotion::Outlook::Here(prepared)) => {
-            let epoch = prepared.plan().epoch;
-            request.answer(Ok(format!("epoch {epoch} would be committed; nothing was changed")));
+            let plan = prepared.plan();
+            let line = format!("epoch {} would be committed; nothing was changed", plan.epoch);
+            request.answer(plan.json().map(|json| Done { line, json: Some(json) }).map_err(Into::into));
         }
         Ok(promotion::Outlook::Elsewhere(name, _)) if request.promotion.dry_run => {
-            request.answer(Ok(format!(
+            request.answer(Ok(Done::line(format!(
                 "{name} would be promoted, the furthest of those who answer; nothing was changed"
-            )));
+            ))));
         }
         Ok(promotion::Outlook::Elsewhere(name, address)) => {
             let (node, tasks) = (Arc::clone(node), node.tasks.clone());

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::node::Node;
-use super::request::Promotion;
+use super::request::{Done, Promotion};
 use super::{accept, election, order};
 use crate::fault::{Fault, Outcome, WithFault};
 use crate::link::message::{Answer, Order, Role};
@@ -25,13 +25,13 @@ pub async fn carry_out(
     node: &Arc<Node>,
     wanted: &Switchover,
     say: mpsc::Sender<String>,
-) -> anyhow::Result<String> {
+) -> anyhow::Result<Done> {
     let own = accept::account(node).await?;
     let answers = election::ask_everyone(node).await;
     let all: Vec<&Answer> = answers.values().map(|(_, answer)| answer).chain([&own]).collect();
     let primary = primary(&all)?;
     let target = match &wanted.to {
-        Some(to) if *to == primary => return Ok(format!("{to} is the primary already")),
+        Some(to) if *to == primary => return Ok(Done::line(format!("{to} is the primary already"))),
         Some(to) => named(&all, to)?,
         None => best(&all)?,
     };

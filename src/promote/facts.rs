@@ -1,6 +1,9 @@
 //! What was seen of the nodes, and what is wished.
 
-use crate::pg::Lsn;
+use super::stake::Stake;
+use crate::clock::Time;
+use crate::pg::{Lsn, TimelineId};
+use crate::policy::StallLimit;
 
 /// What a member is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,6 +59,21 @@ pub struct Seen {
     pub priority: u32,
     /// How far it is: the epoch of its last WAL, and what is durable there.
     pub position: Option<(u64, Lsn)>,
+    /// What else it said, for the record: no plan depends on it.
+    pub said: Said,
+}
+
+/// What a member said of itself; what it never said is unknown.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Said {
+    /// The highest epoch that it has promised.
+    pub promised_epoch: Option<u64>,
+    /// The highest that it knows to be committed.
+    pub committed_epoch: Option<u64>,
+    /// The timeline of its position.
+    pub timeline: Option<TimelineId>,
+    /// When its position was that.
+    pub at: Option<Time>,
 }
 
 /// How this node's PostgreSQL takes what the store has, all of which it is to replay first.
@@ -81,10 +99,48 @@ pub struct Waited {
     pub seats: Vec<String>,
     /// How many of them had to have a commit.
     pub needed: usize,
-    /// They never went on without: there was no stall limit.
-    pub for_ever: bool,
-    /// The primary said last that commits do wait, and none goes on unprotected.
+    /// How long they waited before they went on without.
+    pub stall_limit: StallLimit,
+    /// What the primary said last of its commits; `None` when nothing that is known here.
+    pub reported: Option<Reported>,
+    /// A newer policy is known to somebody, or this one is about to give way to a weaker one.
+    pub is_outdated: bool,
+}
+
+/// What a primary said of its commits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Reported {
+    /// They do wait, and none goes on unprotected.
     pub is_armed: bool,
+    /// What was released by then.
+    pub released_lsn: Lsn,
+    /// When that was so, by the primary's clock.
+    pub at: Time,
+}
+
+/// Where the primary's log ended when it was last heard of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Heard {
+    /// Its flush position.
+    pub lsn: Lsn,
+    /// When that was so, by the primary's clock.
+    pub at: Time,
+    /// How long ago that was when the question was asked.
+    pub seconds: u64,
+}
+
+impl Waited {
+    /// Whether no commit was acknowledged without those whom it waited for, as far as it was told here: the primary said
+    /// last that commits do wait, and they did so without a limit.
+    pub fn always(&self) -> Option<Reported> {
+        self.reported
+            .filter(|reported| reported.is_armed && self.stall_limit.0.is_none() && !self.is_outdated)
+    }
+
+    /// Of these seats so many have between them all that was acknowledged.
+    pub fn enough(&self) -> usize {
+        (self.seats.len() + 1).saturating_sub(self.needed)
+    }
 }
 
 /// Which question is asked.
@@ -122,10 +178,16 @@ pub struct Facts {
     pub is_promoted: bool,
     /// How what is here is replayed.
     pub replay: Replay,
-    /// The primary's flush position as it was last heard of, and how long ago in seconds.
-    pub last_heard: Option<(Lsn, u64)>,
+    /// Where this node's log ends, all of which a PostgreSQL that was promoted by hand need not have.
+    pub log_end: Lsn,
+    /// The primary as it was last heard of.
+    pub last_heard: Option<Heard>,
+    /// The primary's PostgreSQL ended with a shutdown checkpoint, by its vote.
+    pub ended_cleanly: bool,
     /// What commits waited for; `None` when for nobody.
     pub waited: Option<Waited>,
+    /// What an earlier promotion of this node put at stake, that was committed and did not come to its end.
+    pub earlier: Option<Stake>,
     /// There is a command that makes sure that the old primary is down.
     pub can_fence: bool,
     /// Which question this is.

@@ -8,7 +8,8 @@ use super::stake::{self, Stake};
 use crate::pg::Lsn;
 
 /// How it is made sure that the old primary accepts nothing more.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fence {
     /// There is none to stop: it was replaced before, or is not known.
     Needless,
@@ -21,7 +22,7 @@ pub enum Fence {
 }
 
 /// WAL that is pulled before the promotion.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Salvage {
     /// Who has it.
     pub node: String,
@@ -30,7 +31,7 @@ pub struct Salvage {
 }
 
 /// What will be done, and what it costs.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize)]
 pub struct Plan {
     /// Who will be promoted.
     pub node: String,
@@ -46,6 +47,14 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+impl Plan {
+    /// For programs, with what is at stake in words besides.
+    pub fn json(&self) -> Result<String, serde_json::Error> {
+        let all = serde_json::json!({ "plan": self, "at_stake": self.stake.to_string() });
+        serde_json::to_string_pretty(&all).map(|text| text + "\n")
+    }
+}
+
 /// Decides. What is forced is among the warnings.
 pub fn plan(facts: &Facts, wish: &Wish) -> Result<Plan, Refusal> {
     let salvage = salvage(facts);
@@ -53,7 +62,7 @@ pub fn plan(facts: &Facts, wish: &Wish) -> Result<Plan, Refusal> {
     let stake = match facts.primary() {
         // It is the first to vote, and without its last WAL nothing goes on.
         Some((_, Server::Writing { lsn })) if wish.switchover && facts.stage == Stage::Facts => {
-            Stake::Nothing { end: lsn.max(end) }
+            Stake::Nothing { end: lsn.max(end), ended_cleanly: true }
         }
         _ => stake::of(facts, end),
     };
@@ -159,7 +168,7 @@ pub(super) fn shortfall(facts: &Facts) -> Option<Shortfall> {
         facts.member(name).is_some_and(|seat| seat.counts(facts.stage) && seat.position.is_some())
     };
     let (heard, silent): (Vec<_>, Vec<_>) = waited.seats.iter().cloned().partition(heard);
-    let enough = (waited.seats.len() + 1).saturating_sub(waited.needed);
+    let enough = waited.enough();
     (heard.len() < enough).then_some(Shortfall { silent, enough, heard: heard.len() })
 }
 

@@ -1,7 +1,11 @@
 //! Situations, and what follows from them: the table is in `situations.txt`, which says how to read it.
 
+use std::time::Duration;
+
 use super::*;
+use crate::clock::{Time, WallTime};
 use crate::pg::Lsn;
+use crate::policy::StallLimit;
 
 /// Where a primary writes that answers.
 const WRITES_AT: Lsn = Lsn(9999);
@@ -38,11 +42,11 @@ fn member(text: &str, stage: Stage) -> Seen {
             _ => (Part::Standby, here, Some(position(standby))),
         },
     };
-    Seen { node: node.into(), part, contact, priority: 100, position }
+    Seen { node: node.into(), part, contact, priority: 100, position, said: Said::default() }
 }
 
 /// What the first two columns say.
-fn situation(who: &str, what: &str) -> (Facts, Wish) {
+pub fn situation(who: &str, what: &str) -> (Facts, Wish) {
     let stage = if what.split(' ').any(|word| word == "votes") { Stage::Votes } else { Stage::Facts };
     let mut facts = Facts {
         node: "db2".into(),
@@ -51,8 +55,11 @@ fn situation(who: &str, what: &str) -> (Facts, Wish) {
         highest_epoch: 1,
         is_promoted: false,
         replay: Replay::Free,
-        last_heard: Some((Lsn(1000), 7)),
+        log_end: Lsn(0),
+        last_heard: Some(heard(1000)),
+        ended_cleanly: false,
         waited: None,
+        earlier: None,
         can_fence: false,
         stage,
     };
@@ -71,13 +78,21 @@ fn situation(who: &str, what: &str) -> (Facts, Wish) {
             "paused" => facts.replay = Replay::Paused,
             "delayed" => facts.replay = Replay::Delayed { seconds: 60 },
             "by-hand" => facts.is_promoted = true,
-            "heard" => facts.last_heard = Some((Lsn(number(value)), 7)),
+            "heard" => facts.last_heard = Some(heard(number(value))),
             "unheard" => facts.last_heard = None,
             "committed" => facts.committed_epoch = number(value),
             "highest" => facts.highest_epoch = number(value),
             "wait" => facts.waited = Some(waited(value)),
-            "limit" => facts.waited.as_mut().unwrap().for_ever = false,
-            "unarmed" => facts.waited.as_mut().unwrap().is_armed = false,
+            "limit" => {
+                facts.waited.as_mut().unwrap().stall_limit = StallLimit(Some(Duration::from_secs(2)));
+            }
+            "outdated" => facts.waited.as_mut().unwrap().is_outdated = true,
+            "unreported" => facts.waited.as_mut().unwrap().reported = None,
+            "unarmed" => reported(&mut facts).is_armed = false,
+            "released" => reported(&mut facts).released_lsn = Lsn(number(value)),
+            "store" => facts.log_end = Lsn(number(value)),
+            "clean" => facts.ended_cleanly = true,
+            "earlier" => facts.earlier = Some(earlier(value)),
             other => panic!("{other:?} means nothing"),
         }
     }
@@ -91,8 +106,33 @@ fn waited(text: &str) -> Waited {
         policy: format!("any {needed} (*)"),
         seats,
         needed: number(needed),
-        for_ever: true,
-        is_armed: true,
+        stall_limit: StallLimit(None),
+        reported: Some(Reported { is_armed: true, released_lsn: Lsn(0), at: at(5) }),
+        is_outdated: false,
+    }
+}
+
+fn reported(facts: &mut Facts) -> &mut Reported {
+    facts.waited.as_mut().unwrap().reported.as_mut().unwrap()
+}
+
+fn heard(lsn: u64) -> Heard {
+    Heard { lsn: Lsn(lsn), at: at(3), seconds: 7 }
+}
+
+/// So many seconds past some minute.
+pub fn at(second: i64) -> Time {
+    WallTime { unix_micros: (1_800_000_000 + second) * 1_000_000 }.into()
+}
+
+fn earlier(text: &str) -> Stake {
+    let (end, known) = (Lsn(1000), Known::default());
+    match text {
+        "none-known" => Stake::NothingKnown { from: end, known },
+        "none-acknowledged" => {
+            Stake::NothingAcknowledged { end, policy: "any 1 (*)".into(), armed_at: at(5) }
+        }
+        to => Stake::AtLeast { from: end, to: Lsn(number(to)), known },
     }
 }
 
@@ -104,12 +144,15 @@ fn told(outcome: &Result<Plan, Refusal>) -> String {
     };
     let pulls = plan.salvage.as_ref().map(|pulled| format!(", pulls {}@{}", pulled.node, pulled.to.0));
     let stake = match &plan.stake {
+        Stake::Nothing { ended_cleanly: true, .. } => "nothing, cleanly".to_owned(),
         Stake::Nothing { .. } => "nothing".to_owned(),
         Stake::NothingAcknowledged { end, .. } => format!("none-acknowledged beyond {}", end.0),
-        Stake::NothingKnown { from, silent_seconds: Some(_) } => format!("none-known beyond {}", from.0),
-        Stake::NothingKnown { from, silent_seconds: None } => format!("unknown beyond {}", from.0),
+        Stake::NothingKnown { from, known } if known.heard.is_some() => {
+            format!("none-known beyond {}", from.0)
+        }
+        Stake::NothingKnown { from, .. } => format!("unknown beyond {}", from.0),
         Stake::Since { epoch } => format!("lost since e{epoch}"),
-        Stake::AtLeast { from, to } => format!("lost {}..{}", from.0, to.0),
+        Stake::AtLeast { from, to, .. } => format!("lost {}..{}", from.0, to.0),
     };
     let fence = format!("{:?}", plan.fence).to_lowercase();
     format!("e{} {fence}{}, {stake}", plan.epoch, pulls.unwrap_or_default())

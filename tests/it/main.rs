@@ -19,6 +19,8 @@ mod cascade;
 mod cascade_crash;
 /// A standby that was away comes back to much WAL.
 mod catching_up;
+/// What is kept of a promotion, and what it claims.
+mod certificate;
 /// Commits that wait for the tail of a chain.
 mod chain;
 /// A cluster to which anything happens, for a while.

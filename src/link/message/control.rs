@@ -327,6 +327,9 @@ pub struct Answer {
     pub promise: Option<Promise>,
     /// The highest epoch it knows to be committed.
     pub committed_epoch: u64,
+    /// The highest serial of an acknowledgement policy that it knows; zero for none.
+    #[serde(default)]
+    pub policy_serial: u64,
     /// Of several that are equally far the highest is promoted; zero for never.
     #[serde(default)]
     pub priority: u32,

@@ -97,6 +97,9 @@ pub enum Told {
     Done {
         /// For a person.
         line: String,
+        /// The whole of it for programs: a certificate, or a plan.
+        #[serde(default)]
+        json: Option<String>,
     },
     /// It is not.
     Failed {

@@ -68,6 +68,7 @@ fn one_of_each() -> Vec<Message> {
         promised_epoch: 1,
         promise: Some(Promise { epoch: 2, candidate: "db3".into() }),
         committed_epoch: 1,
+        policy_serial: 3,
         priority: 100,
         timeline: Some(timeline.clone()),
         positions: Some(positions),

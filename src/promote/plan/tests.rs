@@ -1,10 +1,14 @@
 //! Random worlds: what is true of the nodes, what of that is seen, and whether the plan holds in truth.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::super::*;
 use super::best;
+use crate::clock::{Time, WallTime};
 use crate::pg::Lsn;
+use crate::policy::StallLimit;
 
 /// How a node is met; a silent one may lack so much by what is known of it.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +47,9 @@ struct World {
     for_ever: bool,
     is_armed: bool,
     waits: bool,
+    /// In truth a weaker policy is in effect, which the promoted node was not told of.
+    is_outdated: bool,
+    released_lacks: u64,
     heard_lacks: Option<u64>,
     committed_epoch: u64,
     highest_epoch: u64,
@@ -83,8 +90,10 @@ prop_compose! {
         standbys in prop::collection::vec(standby(), 1..6),
         left_behind in prop::option::weighted(0.1, met()),
         needed in 1usize..5,
-        (for_ever, is_armed, waits) in
-            (prop::bool::weighted(0.8), prop::bool::weighted(0.8), prop::bool::weighted(0.7)),
+        (for_ever, is_armed, waits, is_outdated) in (
+            prop::bool::weighted(0.8), prop::bool::weighted(0.8), prop::bool::weighted(0.7), prop::bool::weighted(0.2),
+        ),
+        released_lacks in 0u64..9,
         heard_lacks in prop::option::of(0u64..9),
         (committed_epoch, highest_epoch) in (prop_oneof![8 => Just(1u64), 1 => Just(2)], 0u64..6),
         is_promoted in prop::bool::weighted(0.1),
@@ -93,7 +102,8 @@ prop_compose! {
     ) -> World {
         let stage = if votes { Stage::Votes } else { Stage::Facts };
         World {
-            primary, standbys, left_behind, needed, for_ever, is_armed, waits, heard_lacks, committed_epoch,
+            primary, standbys, left_behind, needed, for_ever, is_armed, waits, is_outdated,
+            released_lacks, heard_lacks, committed_epoch,
             highest_epoch, is_promoted, replay, can_fence, stage,
         }
     }
@@ -119,13 +129,23 @@ impl World {
 
     /// The last position that was acknowledged: as soon as it was written, unless commits did wait for others.
     fn acknowledged(&self) -> (u64, u64) {
-        if !(self.waits && self.for_ever && self.is_armed) {
+        if !(self.waits && self.for_ever && self.is_armed) || self.is_outdated {
             return (1, self.end());
         }
         let seats = self.standbys.iter().filter(|standby| standby.is_seat);
         let mut positions: Vec<_> = seats.map(|standby| standby.at).collect();
         positions.sort_unstable_by(|one, other| other.cmp(one));
         positions.get(self.needed - 1).copied().unwrap_or_default()
+    }
+
+    /// What was released when the primary reported last.
+    fn released(&self) -> Lsn {
+        let (epoch, lsn) = self.acknowledged();
+        Lsn(if epoch == 1 { lsn.saturating_sub(self.released_lacks) } else { 0 })
+    }
+
+    fn at(&self) -> Time {
+        WallTime { unix_micros: 7 }.into()
     }
 
     /// What is seen of a node that is at `at`.
@@ -148,7 +168,14 @@ impl World {
             (_, server) => server,
         };
         let position = position.filter(|_| contact != Contact::Silent);
-        Seen { node: name(1), part: Part::Primary(server), contact, priority: 0, position }
+        Seen {
+            node: name(1),
+            part: Part::Primary(server),
+            contact,
+            priority: 0,
+            position,
+            said: Said::default(),
+        }
     }
 
     fn facts(&self) -> Facts {
@@ -158,19 +185,38 @@ impl World {
             let met = if number == 2 { Met::Here } else { standby.met };
             let (contact, position) = self.see(met, standby.at);
             let (node, priority) = (name(number), standby.priority);
-            members.push(Seen { node, part: Part::Standby, contact, priority, position });
+            members.push(Seen {
+                node,
+                part: Part::Standby,
+                contact,
+                priority,
+                position,
+                said: Said::default(),
+            });
         }
         if let Some(met) = self.left_behind {
             let (contact, position) = self.see(met, (0, 50));
-            members.push(Seen { node: name(0), part: Part::Superseded, contact, priority: 0, position });
+            members.push(Seen {
+                node: name(0),
+                part: Part::Superseded,
+                contact,
+                priority: 0,
+                position,
+                said: Said::default(),
+            });
         }
         let seats = self.standbys.iter().zip(2..).filter(|(standby, _)| standby.is_seat);
         let waited = Waited {
             policy: format!("any {}", self.needed),
             seats: seats.map(|(_, number)| name(number)).collect(),
             needed: self.needed,
-            for_ever: self.for_ever,
-            is_armed: self.is_armed,
+            stall_limit: StallLimit((!self.for_ever).then_some(Duration::from_secs(2))),
+            reported: Some(Reported {
+                is_armed: self.is_armed,
+                released_lsn: self.released(),
+                at: self.at(),
+            }),
+            is_outdated: self.is_outdated,
         };
         Facts {
             node: name(2),
@@ -179,8 +225,15 @@ impl World {
             highest_epoch: self.highest_epoch,
             is_promoted: self.is_promoted,
             replay: self.replay,
-            last_heard: self.heard_lacks.map(|lacks| (Lsn(self.end().saturating_sub(lacks)), 3)),
+            log_end: Lsn(0),
+            last_heard: self.heard_lacks.map(|lacks| Heard {
+                lsn: Lsn(self.end().saturating_sub(lacks)),
+                at: self.at(),
+                seconds: 3,
+            }),
+            ended_cleanly: false,
             waited: Some(waited).filter(|_| self.waits),
+            earlier: None,
             can_fence: self.can_fence,
             stage: self.stage,
         }
@@ -243,7 +296,7 @@ proptest! {
             Stake::NothingAcknowledged { .. } => {
                 prop_assert!(world.acknowledged() <= (epoch, end.0), "{:?} is lost", world.acknowledged());
             }
-            Stake::AtLeast { from, to } => {
+            Stake::AtLeast { from, to, .. } => {
                 prop_assert_eq!(from, end);
                 prop_assert!(from < to);
                 prop_assert!(epoch != 1 || to.0 <= world.end(), "nobody has that");
