@@ -16,10 +16,10 @@ use crate::store::Store;
 
 /// List the promotions that this node knows of, and what each cost
 ///
-/// For each promotion: its epoch, who was promoted, when, the timelines and where they parted, and what it cost, with the
-/// words of its certificate. A certificate is kept in the store of the node that was promoted, in its folder `history`, with
-/// the SHA-256 of its content; one that was changed since is named. On other nodes a promotion is
-/// listed without. After them comes what `walship exposures` prints: the commits that went on unprotected here.
+/// For each promotion: its epoch, who was promoted, when, the timelines and where they parted, and what it cost, in the
+/// words of its certificate. That is kept in the store of the node that was promoted, in the folder `history`, with the
+/// SHA-256 of its content, and the others fetch it from there; one that was changed since is named, and nothing that it says
+/// is shown. After the promotions comes what `walship exposures` prints: the commits that went on unprotected here.
 ///
 /// All is read from this node's store, whether its sidecar runs or not.
 #[derive(clap::Args, Clone, Debug)]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::entrant::{self, Entrant};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{epochs, order, relay, trouble, votes};
+use super::{certificate, epochs, order, relay, trouble, votes};
 use crate::backup;
 use crate::fault::Advised;
 use crate::link::handshake;
@@ -267,6 +267,9 @@ async fn answer(node: &Arc<Node>, mut conn: Conn<Socket>, is_node: bool) -> anyh
             Ok(Message::Withdrawal(withdrawal)) if is_node => {
                 votes::withdrawn(node, &withdrawal).await?;
                 Message::Answer(Box::new(account(node).await?))
+            }
+            Ok(Message::WantCertificate(of)) if is_node => {
+                Message::KeptCertificate(certificate::give(node, of).await?)
             }
             Ok(Message::Order(order)) if is_node => return order::carry_out(node, order, conn).await,
             Ok(other) => return Err(LinkError::unexpected("Ask", other).into()),

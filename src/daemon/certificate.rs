@@ -8,15 +8,25 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::sleep;
 
-use super::by_hand;
+use super::ask::converse;
 use super::node::Node;
+use super::{by_hand, members};
 use crate::clock::WallTime;
 use crate::failpoint;
+use crate::link::Message;
+use crate::link::message::{self, KeptCertificate};
 use crate::pg::{Lsn, TimelineId};
 use crate::promote::{Certificate, Known, Stake, kept};
-use crate::store::Branch;
+use crate::store::{Branch, MemberRole};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// How often it is looked for what others have, and patience with each of them.
+const GATHER_EVERY: Duration = Duration::from_secs(5);
+const FETCH_WITHIN: Duration = Duration::from_secs(4);
+
+/// What is passed on, within a message: far less than that may have. A longer certificate is where it is kept.
+pub const PASSED_ON_BYTES_MAX: usize = 256 << 10;
 
 /// Keeps what is known before a commit. One that was committed and did not come to its end stays as it is. Blocks.
 pub fn draft(node: &Node, certificate: &Certificate) -> anyhow::Result<()> {
@@ -109,10 +119,67 @@ pub async fn finish(node: Arc<Node>) -> Infallible {
     std::future::pending().await
 }
 
-/// The certificate of this node's promotion to an epoch, as it is kept; `None` where there is none.
-pub async fn of_epoch(node: &Arc<Node>, epoch: u64) -> anyhow::Result<Option<String>> {
+/// Fetches the certificates of others' promotions that this node's WAL has come through: the disk of one that was promoted
+/// may be lost. Goes on for ever.
+pub async fn gather(node: Arc<Node>) -> Infallible {
+    loop {
+        sleep(GATHER_EVERY).await;
+        for branch in node.store.state().timelines.into_iter().filter_map(|timeline| timeline.branch) {
+            if let Err(error) = fetch(&node, &branch).await {
+                let Branch { epoch, node: of } = &branch;
+                tracing::debug!(epoch, %of, "the certificate of a promotion is not here yet: {error:#}");
+            }
+        }
+    }
+}
+
+/// From the node that was promoted, else from the primary, unless it is here.
+async fn fetch(node: &Arc<Node>, branch: &Branch) -> anyhow::Result<()> {
+    let Branch { epoch, node: of } = branch.clone();
+    if of == node.config.name || find(node, branch.clone()).await?.is_some() {
+        return Ok(());
+    }
+    let known = members::others(node).into_iter().filter(|member| !member.advertise.is_empty());
+    let (promoted, primary): (Vec<_>, Vec<_>) = known
+        .filter(|member| member.name == of || member.role == MemberRole::Primary)
+        .partition(|member| member.name == of);
+    for member in promoted.into_iter().chain(primary) {
+        let want = Message::WantCertificate(wire(branch));
+        let text = match converse(node, &member.advertise, want, FETCH_WITHIN).await {
+            Ok(Message::KeptCertificate(KeptCertificate { text: Some(text) })) => text,
+            other => {
+                tracing::debug!(member = %member.name, ?other, "it gave no certificate");
+                continue;
+            }
+        };
+        let of = of.clone();
+        let kept = node.blocking("keep the certificate", move |node| {
+            kept::keep_of_another(node.store.folder(), epoch, &of, &text)
+        });
+        return kept.await?;
+    }
+    anyhow::bail!("nobody who is asked has it")
+}
+
+fn wire(branch: &Branch) -> message::Branch {
+    message::Branch { epoch: branch.epoch, node: branch.node.clone() }
+}
+
+/// What another node is given that asks for a certificate.
+pub async fn give(node: &Arc<Node>, of: message::Branch) -> anyhow::Result<KeptCertificate> {
+    let text = find(node, Branch { epoch: of.epoch, node: of.node }).await?;
+    // A longer one is not passed on.
+    Ok(KeptCertificate { text: text.filter(|text| text.len() <= PASSED_ON_BYTES_MAX) })
+}
+
+async fn find(node: &Arc<Node>, of: Branch) -> anyhow::Result<Option<String>> {
     let found = node.blocking("look for the certificate", move |node| {
-        kept::find(node.store.folder(), epoch, &node.config.name)
+        kept::find(node.store.folder(), of.epoch, &of.node)
     });
     Ok(found.await??)
+}
+
+/// The certificate of this node's promotion to an epoch, as it is kept; `None` where there is none.
+pub async fn of_epoch(node: &Arc<Node>, epoch: u64) -> anyhow::Result<Option<String>> {
+    find(node, Branch { epoch, node: node.config.name.clone() }).await
 }

@@ -376,6 +376,7 @@ async fn serve(
         ended = trouble::tell(Arc::clone(&node)) => ended,
         never = trails::keep(Arc::clone(&node)) => match never {},
         never = hooks::keep(Arc::clone(&node)) => match never {},
+        never = certificate::gather(Arc::clone(&node)) => match never {},
         () = signals::feed_watchdog_for_ever() => Ok(()),
         () = failed(accepting, &node) => Err(anyhow::anyhow!("connections are no longer accepted")),
         () = failed(controlling, &node) => Err(anyhow::anyhow!("the control socket is no longer served")),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 use super::ask;
+use super::certificate::PASSED_ON_BYTES_MAX;
 use super::node::Node;
 use super::request::{Done, Promotion, Request};
 use crate::fault::{Fault, Outcome, WithFault};
@@ -73,7 +74,9 @@ pub async fn carry_out(node: &Arc<Node>, order: Order, mut conn: Conn<Socket>) -
             biased;
             Some(line) = lines.recv() => conn.write(Message::Told(Told::Progress { line })).await?,
             done = &mut outcome => break match done {
-                Ok(Ok(Done { line, json })) => Told::Done { line, json },
+                Ok(Ok(Done { line, json })) => {
+                    Told::Done { line, json: json.filter(|json| json.len() <= PASSED_ON_BYTES_MAX) }
+                }
                 Ok(Err(error)) => failed(&error),
                 Err(_) => Told::Failed {
                     message: "the sidecar ended before the promotion did".to_owned(),

@@ -18,7 +18,7 @@ pub const FOLDER: &str = "history";
 const DRAFT: &str = "draft.json";
 const SUFFIX: &str = ".json";
 
-/// Far more than a promotion of a thousand nodes takes; as much as may come over the link.
+/// Far more than a promotion of a thousand nodes takes.
 pub const BYTES_MAX: usize = 1 << 20;
 
 /// How many are looked at, the newest: a promotion is a rare thing.
@@ -103,6 +103,20 @@ pub fn keep(store: &Path, certificate: &Certificate) -> anyhow::Result<()> {
     write(store, &file_name(certificate.epoch, &certificate.node), certificate)
 }
 
+/// Keeps the certificate of another node's promotion as it came, byte for byte, durably, if it is that and is complete.
+pub fn keep_of_another(store: &Path, epoch: u64, node: &str, text: &str) -> anyhow::Result<()> {
+    let certificate = parse(text)?;
+    anyhow::ensure!(
+        certificate.epoch == epoch && certificate.node == node,
+        "it is the certificate of another"
+    );
+    anyhow::ensure!(certificate.new_timeline.is_some(), "it is not complete");
+    anyhow::ensure!(is_name(node), "{node:?} cannot be a node's name");
+    let folder = store.join(FOLDER);
+    durable::create_folder(&folder)?;
+    Ok(durable::write(&folder.join(file_name(epoch, node)), text.as_bytes())?)
+}
+
 /// Keeps what is known before a commit, durably.
 pub fn keep_draft(store: &Path, certificate: &Certificate) -> anyhow::Result<()> {
     write(store, DRAFT, certificate)
@@ -120,7 +134,12 @@ pub fn drop_draft(store: &Path) -> Result<(), FileError> {
 
 /// The certificate of an epoch of a node, as it is kept; `None` where there is none.
 pub fn find(store: &Path, epoch: u64, node: &str) -> Result<Option<String>, FileError> {
-    read_if_there(&store.join(FOLDER).join(file_name(epoch, node)))
+    if is_name(node) { read_if_there(&store.join(FOLDER).join(file_name(epoch, node))) } else { Ok(None) }
+}
+
+/// A name that comes from elsewhere becomes a part of that of a file.
+fn is_name(node: &str) -> bool {
+    node.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, FileError> {
@@ -216,6 +235,28 @@ mod tests {
         assert!(matches!(parse(&kept.replace("\n\"sha", " \n\"sha")), Err(NotGenuine::Changed { .. })));
         drop_draft(store.path()).unwrap();
         assert_eq!(draft(store.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn of_another_node_only_what_is_genuine_and_complete_is_kept() {
+        let store = tempfile::tempdir().unwrap();
+        let complete = Certificate { new_timeline: Some(TimelineId(5)), ..certificate(3) };
+        let genuine = text(&complete).unwrap();
+        let refused =
+            |epoch, node: &str, text: &str| keep_of_another(store.path(), epoch, node, text).unwrap_err();
+        refused(4, "db2", &genuine);
+        refused(3, "db3", &genuine);
+        refused(3, "db2", &text(&certificate(3)).unwrap());
+        refused(3, "db2", &genuine.replace("any 1", "any 2"));
+        let elsewhere = Certificate { node: "../db2".into(), ..complete.clone() };
+        refused(3, "../db2", &text(&elsewhere).unwrap());
+        assert!(!store.path().join(FOLDER).exists());
+        fs::create_dir(store.path().join(FOLDER)).unwrap();
+        fs::create_dir(store.path().join(FOLDER).join("0000000003-x")).unwrap();
+        fs::write(store.path().join("db2.json"), &genuine).unwrap();
+        assert_eq!(find(store.path(), 3, "x/../../db2").unwrap(), None, "not out of the folder");
+        keep_of_another(store.path(), 3, "db2", &genuine).unwrap();
+        assert_eq!(find(store.path(), 3, "db2").unwrap(), Some(genuine));
     }
 
     #[test]

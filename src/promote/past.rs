@@ -137,7 +137,7 @@ impl fmt::Display for Promotion {
         }
         match &self.verdict {
             Some(verdict) => writeln!(f, "   {verdict}"),
-            None => writeln!(f, "   its certificate is not here: `walship history` on {} has it", self.node),
+            None => writeln!(f, "   its certificate is not here: look on {}", self.node),
         }
     }
 }

@@ -50,7 +50,8 @@ async fn handed_over_nothing_is_lost_and_in_async_what_is_not_known_is_said() {
 
     // Ordered from another node, it comes over the link as it is kept.
     let done = db3.walship(&["switchover", "--to", "db2", "--format", "json"]).await.exited_with(0);
-    assert_eq!(done.stdout, fs::read_to_string(file(&db2, 1)).unwrap());
+    let first = fs::read_to_string(file(&db2, 1)).unwrap();
+    assert_eq!(done.stdout, first);
     let certificate = &json(&done)["certificate"];
     assert_eq!(
         (claim(certificate), &certificate["verdict"]["ended_cleanly"]),
@@ -68,6 +69,12 @@ async fn handed_over_nothing_is_lost_and_in_async_what_is_not_known_is_said() {
         standby.equals(&db2).await;
         standby.knows(&["db1", "db2", "db3"]).await;
     }
+    eventually("the others fetch the certificate", async || {
+        let copies = [&db1, &db3].map(|node| node.store().join("history/0000000001-db2.json").exists());
+        ensure!(copies == [true, true], "{copies:?}");
+        Ok(())
+    })
+    .await;
     db2.dies().await;
     let done = db3.walship(&PROMOTE).await.exited_with(0);
     for text in [
@@ -92,6 +99,8 @@ async fn handed_over_nothing_is_lost_and_in_async_what_is_not_known_is_said() {
     let expected: [(Value, Value); 2] = [(1.into(), "db2".into()), (2.into(), "db3".into())];
     assert!(epochs.eq(expected.iter().map(|(epoch, node)| (epoch, node))), "{history}");
     assert_eq!(history["exposures"], Value::Array(Vec::new()));
+    // Of the one before its own it has fetched the certificate, though that node's disk may be lost.
+    assert_eq!(fs::read_to_string(db3.store().join("history/0000000001-db2.json")).unwrap(), first);
     let kept = file(&db3, 2);
     let verified = db3.walship(&["history", "--verify", kept.to_str().unwrap()]).await.succeeded();
     assert!(verified.contains("fence       db2, by the fence command"), "{verified}");

@@ -111,3 +111,10 @@ pub enum Told {
         outcome: Option<String>,
     },
 }
+
+/// The certificate of a promotion.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct KeptCertificate {
+    /// As it is kept, with its checksum; `None` where it is not.
+    pub text: Option<String>,
+}

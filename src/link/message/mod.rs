@@ -15,7 +15,8 @@
 //!   `NoMoreFiles`; for each file, in the order in which they were asked for, [`FileBegin`], [`FileChunk`]s and
 //!   [`FileEnd`] down, or [`FileGone`], then `NoMoreFiles`;
 //! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted; from a node also [`VoteRequest`] up, [`Vote`] down;
-//!   [`Withdrawal`] up, [`Answer`] down; [`Order`] up, [`Told`] down until one of them is the outcome.
+//!   [`Withdrawal`] up, [`Answer`] down; `WantCertificate` up, [`KeptCertificate`] down; [`Order`] up, [`Told`] down until one
+//!   of them is the outcome.
 
 mod backup;
 mod control;
@@ -38,7 +39,7 @@ pub use control::{
     Purpose, Reject, Role, StoreStart, TimelineIdentity,
 };
 pub use digest::Digest;
-pub use election::{Order, Told, Vote, VoteRequest, Why, Withdrawal};
+pub use election::{KeptCertificate, Order, Told, Vote, VoteRequest, Why, Withdrawal};
 pub use files::{BLOCK_BYTES, ControlFileContent, FileBegin, FileChunk, FileEnd, FileGone, WantFile};
 pub use path::{PathRefused, WirePath};
 pub use relayed::{Relayed, RelayedList};
@@ -61,6 +62,8 @@ mod kind {
     pub const WITHDRAWAL: u8 = 0x08;
     pub const ORDER: u8 = 0x09;
     pub const TOLD: u8 = 0x0A;
+    pub const WANT_CERTIFICATE: u8 = 0x0B;
+    pub const KEPT_CERTIFICATE: u8 = 0x0C;
 
     pub const RESUME: u8 = 0x10;
     pub const TIMELINE: u8 = 0x11;
@@ -112,6 +115,10 @@ pub enum Message {
     Order(Order),
     /// How it goes.
     Told(Told),
+    /// The certificate of a promotion is wanted.
+    WantCertificate(Branch),
+    /// As it is kept.
+    KeptCertificate(KeptCertificate),
 
     /// Where the receiver's store ends.
     Resume(Resume),
@@ -176,6 +183,8 @@ impl Message {
             Message::Withdrawal(_) => "Withdrawal",
             Message::Order(_) => "Order",
             Message::Told(_) => "Told",
+            Message::WantCertificate(_) => "WantCertificate",
+            Message::KeptCertificate(_) => "KeptCertificate",
             Message::Resume(_) => "Resume",
             Message::Timeline(_) => "Timeline",
             Message::Wal(_) => "Wal",
@@ -216,6 +225,8 @@ impl Message {
             Message::Withdrawal(withdrawal) => json(kind::WITHDRAWAL, name, &withdrawal),
             Message::Order(order) => json(kind::ORDER, name, &order),
             Message::Told(told) => json(kind::TOLD, name, &told),
+            Message::WantCertificate(of) => json(kind::WANT_CERTIFICATE, name, &of),
+            Message::KeptCertificate(kept) => json(kind::KEPT_CERTIFICATE, name, &kept),
             Message::Resume(resume) => json(kind::RESUME, name, &resume),
             Message::Timeline(timeline) => json(kind::TIMELINE, name, &timeline),
             Message::Wal(wal) => Ok(wal.encode(kind::WAL)),
@@ -258,6 +269,8 @@ impl Message {
             kind::WITHDRAWAL => from_json("Withdrawal", frame).map(Message::Withdrawal),
             kind::ORDER => from_json("Order", frame).map(Message::Order),
             kind::TOLD => from_json("Told", frame).map(Message::Told),
+            kind::WANT_CERTIFICATE => from_json("WantCertificate", frame).map(Message::WantCertificate),
+            kind::KEPT_CERTIFICATE => from_json("KeptCertificate", frame).map(Message::KeptCertificate),
             kind::RESUME => from_json("Resume", frame).map(Message::Resume),
             kind::TIMELINE => from_json("Timeline", frame).map(Message::Timeline),
             kind::WAL => Wal::decode(frame).map(Message::Wal),
