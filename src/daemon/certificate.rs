@@ -17,6 +17,7 @@ use crate::link::Message;
 use crate::link::message::{self, KeptCertificate};
 use crate::pg::{Lsn, TimelineId};
 use crate::promote::{Certificate, Known, Stake, kept};
+use crate::report::Promotion;
 use crate::store::{Branch, MemberRole};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -39,7 +40,9 @@ pub fn draft(node: &Node, certificate: &Certificate) -> anyhow::Result<()> {
 
 /// What a promotion of this node put at stake, that was committed and has not come to its end. Blocks.
 pub fn interrupted(node: &Node) -> anyhow::Result<Option<Stake>> {
-    if node.store.state().promoting.is_none() {
+    let state = node.store.state();
+    // Where another one was committed since, this log may have gone on under that.
+    if state.promoting.is_none_or(|branch| branch.epoch < state.committed_epoch) {
         return Ok(None);
     }
     // Of one that is lost nothing is known.
@@ -170,6 +173,17 @@ pub async fn give(node: &Arc<Node>, of: message::Branch) -> anyhow::Result<KeptC
     let text = find(node, Branch { epoch: of.epoch, node: of.node }).await?;
     // A longer one is not passed on.
     Ok(KeptCertificate { text: text.filter(|text| text.len() <= PASSED_ON_BYTES_MAX) })
+}
+
+/// The newest promotion whose certificate is here, for a report; one that can't be read is none. Blocks.
+pub fn newest(node: &Node) -> Option<Promotion> {
+    let certificate = kept::newest(node.store.folder())?;
+    Some(Promotion {
+        epoch: certificate.epoch,
+        node: certificate.node,
+        committed_at: certificate.committed_at.into(),
+        verdict: certificate.verdict.text,
+    })
 }
 
 async fn find(node: &Arc<Node>, of: Branch) -> anyhow::Result<Option<String>> {

@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{commits, hooks, policy, retention, trouble, votes};
+use super::{certificate, commits, hooks, policy, retention, trouble, votes};
 use crate::link::message;
 use crate::vitals::Contact;
 
@@ -74,6 +74,7 @@ pub fn of(node: &Node) -> Status {
         commits: commits::of(node),
         seeding: seeding(node),
         certificate: Some(Certificate { expires: expiry(node) }),
+        last_promotion: certificate::newest(node),
         alarms: [own_alarms(node), alarms_of_upstream(node)].concat(),
         warnings,
     };

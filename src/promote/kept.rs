@@ -151,14 +151,35 @@ fn read_if_there(path: &Path) -> Result<Option<String>, FileError> {
 
 /// All that are kept in the store's folder, read beside its sidecar or without one.
 pub fn all(store: &Path) -> Result<Kept, FileError> {
+    let names = names(store)?;
+    let older = names.len().saturating_sub(LIMIT);
+    let entries = names.into_iter().skip(older).map(|file| {
+        let found = match read(&store.join(FOLDER).join(&file)) {
+            Ok(text) => parse(&text),
+            Err(error) => Err(NotGenuine::Unreadable(crate::fault::in_full(&error))),
+        };
+        Entry { file, found }
+    });
+    Ok(Kept { entries: entries.collect(), older })
+}
+
+/// The newest of them; `None` when it can't be read or was changed, too.
+pub fn newest(store: &Path) -> Option<Certificate> {
+    let newest = names(store).ok()?.pop()?;
+    parse(&read(&store.join(FOLDER).join(newest)).ok()?).ok()
+}
+
+/// The files' names, the oldest promotion first.
+fn names(store: &Path) -> Result<Vec<String>, FileError> {
     let folder = store.join(FOLDER);
+    let failed = |e| FileError::new("list", &folder, e);
     let listed = match fs::read_dir(&folder) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Kept::default()),
-        listed => listed.map_err(|e| FileError::new("list", &folder, e))?,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed.map_err(failed)?,
     };
     let mut names = Vec::new();
     for entry in listed {
-        let name = entry.map_err(|e| FileError::new("list", &folder, e))?.file_name();
+        let name = entry.map_err(failed)?.file_name();
         let name = name.to_string_lossy();
         if name.ends_with(SUFFIX) && name != DRAFT {
             names.push(name.into_owned());
@@ -166,15 +187,7 @@ pub fn all(store: &Path) -> Result<Kept, FileError> {
     }
     // The epoch comes first, with zeros before it.
     names.sort_unstable();
-    let older = names.len().saturating_sub(LIMIT);
-    let entries = names.into_iter().skip(older).map(|file| {
-        let found = match read(&folder.join(&file)) {
-            Ok(text) => parse(&text),
-            Err(error) => Err(NotGenuine::Unreadable(crate::fault::in_full(&error))),
-        };
-        Entry { file, found }
-    });
-    Ok(Kept { entries: entries.collect(), older })
+    Ok(names)
 }
 
 fn write(store: &Path, name: &str, certificate: &Certificate) -> anyhow::Result<()> {
@@ -221,6 +234,7 @@ mod tests {
         let found = |kept: Kept| kept.entries.into_iter().map(|entry| entry.found).collect::<Vec<_>>();
         assert_eq!(found(all(store.path()).unwrap()), [Ok(certificate(9)), Ok(certificate(10))]);
         assert_eq!(draft(store.path()).unwrap(), Some(Ok(certificate(11))));
+        assert_eq!(newest(store.path()), Some(certificate(10)));
         let kept = find(store.path(), 9, "db2").unwrap().unwrap();
         assert_eq!(parse(&kept), Ok(certificate(9)));
         assert_eq!(find(store.path(), 9, "db3").unwrap(), None);

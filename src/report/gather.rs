@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    Ancestor, Backup, Certificate, Commits, Downstream, Feed, Member, Node, PrimaryEnd, Progress, Role,
-    Seeding, Status, StoreFacts, Traffic, Upstream, catch_up, samples,
+    Ancestor, Backup, Certificate, Commits, Downstream, Feed, Member, Node, PrimaryEnd, Progress, Promotion,
+    Role, Seeding, Status, StoreFacts, Traffic, Upstream, catch_up, samples,
 };
 use crate::clock::WallTime;
 use crate::pg::{Lsn, TimelineId};
@@ -31,6 +31,8 @@ pub struct About {
     pub seeding: Option<Seeding>,
     /// This node's certificate.
     pub certificate: Option<Certificate>,
+    /// The newest promotion whose record is here.
+    pub last_promotion: Option<Promotion>,
     /// What the daemon found that a person must act on now.
     pub alarms: Vec<String>,
     /// What the daemon found wrong.
@@ -57,6 +59,7 @@ pub fn status(about: About, vitals: &Vitals) -> Status {
         members: about.members,
         commits: about.commits,
         certificate: about.certificate,
+        last_promotion: about.last_promotion,
         alarms: about.alarms,
         warnings: about.warnings,
         samples: Vec::new(),
@@ -240,6 +243,7 @@ mod tests {
             seeding: None,
             commits: None,
             certificate: None,
+            last_promotion: None,
             alarms: Vec::new(),
             warnings: Vec::new(),
         }

@@ -59,6 +59,8 @@ pub struct Status {
     pub commits: Option<Commits>,
     /// This node's certificate, when it has one.
     pub certificate: Option<Certificate>,
+    /// The newest promotion whose record is here.
+    pub last_promotion: Option<Promotion>,
     /// What the daemon found that a person must act on now; [`warnings::alarms`] adds what these facts show by
     /// themselves. While there is one, every report is critical.
     pub alarms: Vec<String>,
@@ -292,6 +294,19 @@ pub struct Seeding {
 pub struct Certificate {
     /// When it ends.
     pub expires: WallTime,
+}
+
+/// A promotion that was committed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Promotion {
+    /// Its epoch.
+    pub epoch: u64,
+    /// Who was promoted.
+    pub node: String,
+    /// When.
+    pub committed_at: WallTime,
+    /// What it cost, in words.
+    pub verdict: String,
 }
 
 impl Status {

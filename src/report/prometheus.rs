@@ -55,6 +55,12 @@ fn node(page: &mut Page, status: &Status) {
     page.one("walship_primary", "Whether this node is the primary.", flag(node.role == Role::Primary));
     page.one("walship_timeline", "The newest timeline in the store.", f64::from(node.timeline.0));
     page.one("walship_committed_epoch", "The epoch that was last committed.", node.committed_epoch as f64);
+    let last = status
+        .last_promotion
+        .iter()
+        .map(|last| (vec![("node", last.node.clone())], Some(last.committed_at.unix_micros as f64 / 1e6)));
+    let help = "When the newest promotion was committed that is known here.";
+    page.gauge("walship_last_promotion_timestamp_seconds", help, last);
     alarms(page, warnings::alarms(status).len());
     let warnings = warnings::of(status).len() as f64;
     page.one("walship_warnings", "How many warnings `walship status` shows.", warnings);

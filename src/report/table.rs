@@ -177,6 +177,9 @@ fn facts(status: &Status) -> Grid {
         };
         fact("backup", format!("{}: {}, {done} of {total}{equal}", backup.client, backup.phase));
     }
+    if let Some(last) = &status.last_promotion {
+        fact("promoted", format!("{}, epoch {}, {}", last.node, last.epoch, last.committed_at.rfc3339()));
+    }
     if let Some(certificate) = status.certificate {
         fact("certificate", format!("until {}", certificate.expires.rfc3339()));
     }

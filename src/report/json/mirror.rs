@@ -9,8 +9,8 @@ use super::commits::CommitsJson;
 use crate::clock::Time;
 use crate::pg::{Lsn, TimelineId};
 use crate::report::{
-    Ancestor, Backup, CatchUp, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress, Role,
-    Seeding, Status, StoreFacts, Traffic, Upstream,
+    Ancestor, Backup, CatchUp, Certificate, Downstream, Feed, Hold, Member, Node, PrimaryEnd, Progress,
+    Promotion, Role, Seeding, Status, StoreFacts, Traffic, Upstream,
 };
 use crate::vitals::{Contact, Sample};
 
@@ -55,6 +55,7 @@ mirror! {
         seeding: Option<SeedingJson> as option, option,
         commits: Option<CommitsJson> as option, option,
         certificate: Option<CertificateJson> as option, option,
+        last_promotion: Option<PromotionJson> as option, option,
         alarms: Vec<String>,
         warnings: Vec<String>,
         samples: Vec<SampleJson> as list, list,
@@ -189,6 +190,8 @@ mirror! {
         attempts: u32,
     }
 }
+
+mirror! { PromotionJson of Promotion { epoch: u64, node: String, committed_at: Time, verdict: String, } }
 
 mirror! { CertificateJson of Certificate { expires: Time, } }
 
