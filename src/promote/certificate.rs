@@ -4,6 +4,8 @@
 
 mod text;
 
+pub(super) use text::wrapped;
+
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Contact, Facts, Part, Reported, Said, Seen, Server, Wish};

@@ -291,17 +291,19 @@ mod tests {
     #[test]
     fn a_certificate_says_all_of_it_in_words() {
         let text = certificate(2).to_string();
+        assert!(text.lines().all(|line| line.chars().count() <= 75), "{text}");
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         let said = [
             "certificate of epoch 2: db2, promotion, forced",
-            "verdict     none up to 0/3E8",
+            "verdict none up to 0/3E8",
             "asked 2027-01-15T08:00:00Z, committed 2027-01-15T08:00:01Z, promoted not seen yet",
-            "timelines   4, whose log ended at 0/3E8; the new one was not seen yet",
-            "fence       db1, by the fence command, stood still at 2027-01-15T08:00:01Z",
-            "policy      any 1 (*), stall limit never: 1 of 2 (db2, db3) had to have a commit; 1 stood still, 2 are enough",
-            "member      db3 (standby) refused: db1 answers it, and writes; last seen at 0/384",
-            "member      db4 (standby) not heard; position unknown, unknown when; promised unknown, committed unknown",
-            "accepted    db3 refused its vote",
-            "max-loss    900 bytes",
+            "timelines 4, whose log ended at 0/3E8; the new one was not seen yet",
+            "fence db1, by the fence command, stood still at 2027-01-15T08:00:01Z",
+            "policy any 1 (*), stall limit never: 1 of 2 (db2, db3) had to have a commit; 1 stood still, 2 are enough",
+            "member db3 (standby) refused: db1 answers it, and writes; last seen at 0/384",
+            "member db4 (standby) not heard; position unknown, unknown when; promised unknown, committed unknown",
+            "accepted db3 refused its vote",
+            "max-loss 900 bytes",
         ];
         for line in said {
             assert!(text.contains(line), "{line}\n---\n{text}");

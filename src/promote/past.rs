@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::certificate::Certificate;
+use super::certificate::{Certificate, wrapped};
 use super::kept::{Entry, Kept};
 use crate::clock::Time;
 use crate::pg::{Lsn, TimelineId};
@@ -115,7 +115,8 @@ impl fmt::Display for Past {
         }
         self.promotions.iter().try_for_each(|promotion| write!(f, "{promotion}"))?;
         for NotGenuine { file, reason } in &self.not_genuine {
-            writeln!(f, "{file}: {reason}")?;
+            writeln!(f, "{file}:")?;
+            write!(f, "{}", wrapped("", 1, reason))?;
         }
         Ok(())
     }
@@ -135,9 +136,7 @@ impl fmt::Display for Promotion {
             (_, None, _) => writeln!(f, ": interrupted, and not completed yet, or by a later one")?,
             _ => writeln!(f)?,
         }
-        match &self.verdict {
-            Some(verdict) => writeln!(f, "   {verdict}"),
-            None => writeln!(f, "   its certificate is not here: look on {}", self.node),
-        }
+        let missing = format!("its certificate is not here: look on {}", self.node);
+        write!(f, "{}", wrapped("", 1, self.verdict.as_ref().unwrap_or(&missing)))
     }
 }

@@ -5,6 +5,10 @@ use std::fmt;
 use super::{Certificate, MemberThen, PartThen, PolicyOfCommits, VoteThen};
 use crate::promote::plan::Fence;
 
+/// How wide it is, and where the fields' texts begin.
+const COLUMNS: usize = 75;
+const TEXTS_BEGIN: usize = 12;
+
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match (self.switchover, self.by_hand) {
@@ -14,52 +18,58 @@ impl fmt::Display for Certificate {
         };
         let forced = if self.forced { ", forced" } else { "" };
         writeln!(f, "certificate of epoch {}: {}, {what}{forced}", self.epoch, self.node)?;
-        writeln!(f, "  verdict     {}", self.verdict.text)?;
+        let mut field = |name: &str, text: &str| write!(f, "{}", wrapped(name, TEXTS_BEGIN, text));
+        field("verdict", &self.verdict.text)?;
         let completed = self.completed_at.map_or("not seen yet".to_owned(), |at| at.to_string());
-        writeln!(
-            f,
-            "  times       asked {}, committed {}, promoted {completed}",
-            self.began_at, self.committed_at
-        )?;
-        match (self.new_timeline, self.switch_lsn) {
-            (Some(new), Some(lsn)) => {
-                writeln!(
-                    f,
-                    "  timelines   {} to {new} at {lsn}; the log ended at {}",
-                    self.old_timeline, self.end_lsn
-                )?;
-            }
-            _ => writeln!(
-                f,
-                "  timelines   {}, whose log ended at {}; the new one was not seen yet",
-                self.old_timeline, self.end_lsn
-            )?,
-        }
-        writeln!(f, "  fence       {}", self.fenced())?;
-        match &self.salvage {
-            Some(pulled) => {
-                writeln!(f, "  salvage     from {}: WAL from {} to {}", pulled.node, pulled.from, pulled.to)?
-            }
-            None => writeln!(f, "  salvage     none")?,
-        }
-        match &self.policy {
-            Some(policy) => writeln!(f, "  policy      {policy}")?,
-            None => writeln!(f, "  policy      async: commits waited for nobody")?,
+        let Certificate { began_at, committed_at, .. } = self;
+        field("times", &format!("asked {began_at}, committed {committed_at}, promoted {completed}"))?;
+        field("timelines", &self.timelines())?;
+        field("fence", &self.fenced())?;
+        let pulled = self.salvage.as_ref();
+        let pulled =
+            pulled.map(|pulled| format!("from {}: WAL from {} to {}", pulled.node, pulled.from, pulled.to));
+        field("salvage", pulled.as_deref().unwrap_or("none"))?;
+        let policy = self.policy.as_ref().map(ToString::to_string);
+        field("policy", policy.as_deref().unwrap_or("async: commits waited for nobody"))?;
+        if let Some(limit) = self.max_loss_bytes {
+            field("max-loss", &format!("{limit} bytes"))?;
         }
         for member in &self.members {
-            writeln!(f, "  member      {member}")?;
+            field("member", &member.to_string())?;
         }
-        for warning in &self.accepted {
-            writeln!(f, "  {}    {warning}", if self.forced { "accepted" } else { "warning " })?;
-        }
-        if let Some(limit) = self.max_loss_bytes {
-            writeln!(f, "  max-loss    {limit} bytes")?;
-        }
-        Ok(())
+        let name = if self.forced { "accepted" } else { "warning" };
+        self.accepted.iter().try_for_each(|warning| field(name, warning))
     }
 }
 
+/// A name and a text beside it, broken between words.
+pub(in crate::promote) fn wrapped(name: &str, texts_begin: usize, text: &str) -> String {
+    let mut lines = format!("  {name:<texts_begin$}");
+    let mut column = 2 + texts_begin;
+    for (index, word) in text.split(' ').enumerate() {
+        let width = word.chars().count();
+        if index > 0 && column + 1 + width > COLUMNS {
+            lines.push_str(&format!("\n  {:texts_begin$}", ""));
+            column = 2 + texts_begin;
+        } else if index > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += width;
+    }
+    lines + "\n"
+}
+
 impl Certificate {
+    fn timelines(&self) -> String {
+        let Certificate { old_timeline, end_lsn, .. } = self;
+        match (self.new_timeline, self.switch_lsn) {
+            (Some(new), Some(lsn)) => format!("{old_timeline} to {new} at {lsn}; the log ended at {end_lsn}"),
+            _ => format!("{old_timeline}, whose log ended at {end_lsn}; the new one was not seen yet"),
+        }
+    }
+
     fn fenced(&self) -> String {
         let old = self.old_primary.as_deref().unwrap_or("no primary that is known");
         let at = self.fence.at.map_or(String::new(), |at| format!(", stood still at {at}"));
