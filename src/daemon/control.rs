@@ -282,7 +282,10 @@ async fn sync(node: &Arc<Node>, wanted: NewPolicy) -> anyhow::Result<String> {
     }
     if let Some((_, newer)) = node.superseded_by() {
         let what = format!("{} was superseded by {newer}, and releases no commit any more", node.config.name);
-        return Err(Fault::refused(what, format!("Stop PostgreSQL here; run this on {newer}.")));
+        return Err(Fault::refused(
+            what,
+            format!("Run this on {newer}; `walship rejoin` makes this node a standby of it."),
+        ));
     }
     policy::change(node, wanted).await
 }

@@ -78,6 +78,8 @@ pub struct Node {
     pub reseeds: mpsc::Sender<reseed::Request>,
     /// Requests to become a standby, of a primary that was left behind.
     pub rejoins: mpsc::Sender<rejoin::Request>,
+    /// Why a primary that was left behind has not rejoined by itself yet; `None` while it is to be asked.
+    pub rejoin_waits: watch::Sender<Option<String>>,
     /// Promises to make, as a standby.
     pub freezes: mpsc::Sender<Freeze>,
     /// Whether this node's PostgreSQL, a primary's, was stopped and is to stay down: nobody captures from it.
@@ -130,6 +132,7 @@ impl Node {
             reseeds: inlets.reseeds,
             freezes: inlets.freezes,
             rejoins: inlets.rejoins,
+            rejoin_waits: watch::Sender::new(None),
             reseeded: Mutex::new(None),
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),

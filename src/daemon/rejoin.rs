@@ -23,13 +23,14 @@ use super::{by_hand, fence, upstreams};
 use crate::capsule::{self, Kept};
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
-use crate::link::message::{Hello, Role};
+use crate::link::message::{Hello, Role, TimelineIdentity};
 use crate::pg::{Lsn, TimelineId};
 use crate::report::units;
 use crate::restore::target::{Kind, StandbyPlace};
 
-/// Between two tries to rejoin by itself.
-const RETRY_EVERY: Duration = Duration::from_secs(5);
+/// Between two tries to rejoin by itself: at first, as what is waited for is usually a matter of moments, and at most.
+const RETRY_FIRST: Duration = Duration::from_secs(5);
+const RETRY_MOST: Duration = Duration::from_secs(300);
 
 /// A new primary begins to capture so soon after its promotion.
 const TIMELINE_WITHIN: Duration = Duration::from_secs(15);
@@ -80,7 +81,7 @@ impl Found {
     fn sentence(&self, own: &str) -> String {
         let Found { primary, timeline, end, fork } = self;
         match fork {
-            None => format!("{primary}'s history has nothing of timeline {timeline}, which {own} is on"),
+            None => format!("{primary} knows nothing of the timeline {timeline} that {own} is on"),
             Some(fork) if end > fork => format!(
                 "{own} has {} that {primary} never had: timeline {timeline} from {fork} to {end}",
                 units::size(end.bytes_since(*fork))
@@ -96,7 +97,8 @@ impl Found {
 /// handed over or is configured so. What is asked of a standby meanwhile is refused.
 pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow::Result<Way> {
     // Before this it is not tried again without being asked.
-    let mut retry_at = Instant::now();
+    let (mut retry_at, mut pause) = (Instant::now(), RETRY_FIRST);
+    node.rejoin_waits.send_replace(None);
     loop {
         // Cancellation-safe: a request is taken whole, and the wait keeps nothing.
         tokio::select! {
@@ -116,11 +118,20 @@ pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                     return Ok(way);
                 }
                 Err(error) => {
-                    tracing::warn!("not rejoined, trying again: {error:#}");
-                    retry_at = Instant::now() + RETRY_EVERY;
+                    say_why_not(node, &error);
+                    retry_at = Instant::now() + pause;
+                    pause = RETRY_MOST.min(2 * pause);
                 }
             },
         }
+    }
+}
+
+/// Has the status say why this node has not rejoined by itself; the log says it when it is another reason than before.
+fn say_why_not(node: &Node, error: &anyhow::Error) {
+    let reason = Some(format!("{error:#}"));
+    if node.rejoin_waits.send_replace(reason.clone()) != reason {
+        tracing::warn!("not rejoined, trying again, every {} s at last: {error:#}", RETRY_MOST.as_secs());
     }
 }
 
@@ -144,7 +155,7 @@ async fn until_left_behind(node: &Arc<Node>, not_before: Instant) {
         if handed_over || node.config.auto_rejoin && state.superseded.is_some() {
             return;
         }
-        sleep(RETRY_EVERY).await;
+        sleep(RETRY_FIRST).await;
     }
 }
 
@@ -215,17 +226,20 @@ async fn look(node: &Arc<Node>) -> anyhow::Result<Found> {
         ));
     }
     let timeline = node.store.newest_timeline().context("the store is empty")?;
-    let next = hello.timelines.iter().find(|next| next.parent == Some(timeline));
-    let is_known = hello.timelines.iter().any(|theirs| {
-        let ours = node.store.state().identity_of(timeline).map(crate::ship::wire_identity);
-        Some(theirs) == ours.as_ref()
-    });
-    // Its store may begin with the new timeline, and what came before is told by that one's parent alone.
-    let fork = next
-        .filter(|_| is_known || hello.timelines.first().is_some_and(|first| first.parent == Some(timeline)));
+    let ours = node.store.state().identity_of(timeline).map(crate::ship::wire_identity);
+    let fork = ours.and_then(|ours| fork_of(&ours, &hello.timelines));
     let record = node.blocking("find the last record", move |node| node.store.last_record_end(timeline));
     let end = record.await??.unwrap_or(end);
-    Ok(Found { primary: hello.node, timeline, end, fork: fork.map(|next| next.switch_lsn) })
+    Ok(Found { primary: hello.node, timeline, end, fork })
+}
+
+/// Where a history left a timeline. One of the same number is another one: it is known by its identity. Where the history
+/// begins after it, only the number of what came before is told, which is enough for the first timeline of a cluster alone.
+fn fork_of(ours: &TimelineIdentity, history: &[TimelineIdentity]) -> Option<Lsn> {
+    let next = history.iter().find(|next| next.parent == Some(ours.timeline))?;
+    let begins_after = history.first() == Some(next);
+    let is_known = history.contains(ours) || begins_after && ours.timeline == TimelineId::FIRST;
+    is_known.then_some(next.switch_lsn)
 }
 
 /// The same once it has begun the timeline of its promotion, which tells where it left this node's.
@@ -326,4 +340,34 @@ async fn summarise(node: &Arc<Node>, found: &Found, path: PathBuf) -> anyhow::Re
         capsule::summarise(&node.store, &kept, &pg_waldump)
     });
     Ok(summarised.await??)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::message::Branch;
+
+    /// Timeline `number`, branched from the one before it by a node.
+    fn timeline(number: u32, by: &str) -> TimelineIdentity {
+        let parent = Some(TimelineId(number - 1)).filter(|parent| parent.0 > 0);
+        TimelineIdentity {
+            timeline: TimelineId(number),
+            parent,
+            switch_lsn: parent.map_or(Lsn::INVALID, |parent| Lsn(u64::from(parent.0) * 100)),
+            branch: parent.map(|_| Branch { epoch: u64::from(number) - 1, node: by.to_owned() }),
+        }
+    }
+
+    #[test]
+    fn a_fork_is_where_the_very_timeline_was_left_and_not_another_of_its_number() {
+        let history = [timeline(1, ""), timeline(2, "db2"), timeline(3, "db3")];
+        assert_eq!(fork_of(&timeline(1, ""), &history), Some(Lsn(100)));
+        assert_eq!(fork_of(&timeline(2, "db2"), &history), Some(Lsn(200)));
+        assert_eq!(fork_of(&timeline(2, "db1"), &history), None, "db1's own promotion");
+        assert_eq!(fork_of(&timeline(3, "db3"), &history), None, "it was not left");
+        // A store that begins after it tells the number alone.
+        assert_eq!(fork_of(&timeline(2, "db2"), &history[2..]), None);
+        assert_eq!(fork_of(&timeline(1, ""), &history[1..]), Some(Lsn(100)), "there is but one first");
+        assert_eq!(fork_of(&timeline(1, ""), &history[2..]), None);
+    }
 }

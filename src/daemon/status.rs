@@ -25,7 +25,11 @@ pub fn of(node: &Node) -> Status {
     }
     if let Some((epoch, name)) = node.superseded_by().filter(|_| !may_accept_writes(node)) {
         let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
-        warnings.push(format!("{superseded}; join this host again as a standby of {name}"));
+        // Without being asked it tries again.
+        warnings.push(match node.rejoin_waits.borrow().as_ref() {
+            Some(wait) => format!("{superseded}; this node rejoins by itself, and waits: {wait}"),
+            None => format!("{superseded}; `walship rejoin` makes this node a standby of it"),
+        });
     }
     warnings.extend(trouble::warning(&node.store.troubles().borrow()));
     let at = *node.store.positions().borrow();

@@ -126,7 +126,7 @@ fn superseded(status: &Status) -> impl Iterator<Item = String> {
     let members = status.members.iter().filter(|member| member.name != status.node.name);
     members.filter(|member| member.role == Role::Superseded).map(|member| {
         format!(
-            "{} was superseded and does not follow: keep its PostgreSQL stopped, and join it again as a standby",
+            "{} was superseded and does not follow: `walship rejoin` there makes it a standby",
             member.name
         )
     })
