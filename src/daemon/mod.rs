@@ -250,17 +250,13 @@ async fn open_kept_store(config: &Config) -> anyhow::Result<Store> {
 }
 
 async fn is_primary(config: &Config) -> bool {
-    match async {
+    let asked = async {
         Ok::<_, anyhow::Error>(!Sql::connect(&node::conninfo(config)?).await?.is_in_recovery().await?)
-    }
-    .await
-    {
-        Ok(is_primary) => is_primary,
-        Err(error) => {
-            tracing::debug!("PostgreSQL can't be asked: {error:#}");
-            false
-        }
-    }
+    };
+    asked.await.unwrap_or_else(|error| {
+        tracing::debug!("PostgreSQL can't be asked: {error:#}");
+        false
+    })
 }
 
 /// Opens the store, or makes it for the cluster in the data directory.

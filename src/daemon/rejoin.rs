@@ -50,7 +50,8 @@ impl Request {
     /// Answers one that was waiting while this node rejoined by itself.
     pub fn answer_as_standby(self, node: &Node) {
         // Whoever asked may have gone.
-        let _ = self.done.send(Ok(format!("{} is a standby already: it rejoined by itself", node.config.name)));
+        let _ =
+            self.done.send(Ok(format!("{} is a standby already: it rejoined by itself", node.config.name)));
     }
 }
 

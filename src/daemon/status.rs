@@ -23,14 +23,7 @@ pub fn of(node: &Node) -> Status {
     if let Some(error) = (node.role() == NodeRole::Primary).then(|| policy::not_taken_over(node)).flatten() {
         warnings.push(format!("`ack` in walship.toml is not in effect: {error}"));
     }
-    if let Some((epoch, name)) = node.superseded_by().filter(|_| !may_accept_writes(node)) {
-        let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
-        // Without being asked it tries again.
-        warnings.push(match node.rejoin_waits.borrow().as_ref() {
-            Some(wait) => format!("{superseded}; this node rejoins by itself, and waits: {wait}"),
-            None => format!("{superseded}; `walship rejoin` makes this node a standby of it"),
-        });
-    }
+    warnings.extend(superseded(node));
     warnings.extend(trouble::warning(&node.store.troubles().borrow()));
     let at = *node.store.positions().borrow();
     // Looked at for no longer than this: what is below looks again, and would wait for whoever waits to change the list.
@@ -83,6 +76,17 @@ pub fn of(node: &Node) -> Status {
         warnings,
     };
     report::gather::status(about, &node.vitals)
+}
+
+/// What a node that was left behind, and is down, waits for.
+fn superseded(node: &Node) -> Option<String> {
+    let (epoch, name) = node.superseded_by().filter(|_| !may_accept_writes(node))?;
+    let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
+    // Without being asked it tries again.
+    Some(match node.rejoin_waits.borrow().as_ref() {
+        Some(wait) => format!("{superseded}; this node rejoins by itself, and waits: {wait}"),
+        None => format!("{superseded}; `walship rejoin` makes this node a standby of it"),
+    })
 }
 
 /// What a person must act on here now, as those who follow this primary are told.

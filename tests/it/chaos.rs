@@ -40,7 +40,8 @@ const PACE_MILLISECONDS_MAX: u64 = 1500;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_happens_no_acknowledged_commit_is_lost_and_no_two_nodes_acknowledge() {
     let test = Test::new();
-    let seconds = std::env::var(SECONDS_VARIABLE).ok().map(|seconds| seconds.parse().expect(SECONDS_VARIABLE));
+    let seconds =
+        std::env::var(SECONDS_VARIABLE).ok().map(|seconds| seconds.parse().expect(SECONDS_VARIABLE));
     let seconds = seconds.unwrap_or(SECONDS);
     let seed = if std::env::var_os(SEED_VARIABLE).is_some() { test.seed() } else { SEED };
     println!("{SEED_VARIABLE}={seed} {SECONDS_VARIABLE}={seconds} cargo test --test it chaos -- --nocapture");

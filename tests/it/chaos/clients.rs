@@ -14,7 +14,8 @@ use super::witness::{Note, Witness};
 use crate::harness::PATIENCE;
 
 /// What they fill; rows are never changed.
-pub const TABLE: &str = "CREATE TABLE chaos (writer int, serial bigint, payload text, PRIMARY KEY (writer, serial))";
+pub const TABLE: &str =
+    "CREATE TABLE chaos (writer int, serial bigint, payload text, PRIMARY KEY (writer, serial))";
 
 /// Between two commits, between two looks at a standby, and after an error.
 const PAUSE: Duration = Duration::from_millis(10);

@@ -95,8 +95,8 @@ fn repairs(world: &World) -> Vec<(u64, Event)> {
             repairs.push((4, Event::Thaw(at)));
         }
         // PostgreSQL of one that was left behind stays down.
-        let is_down = node.sidecar == Life::Down
-            || node.postgres == Life::Down && node.role != Some(Role::Superseded);
+        let is_down =
+            node.sidecar == Life::Down || node.postgres == Life::Down && node.role != Some(Role::Superseded);
         if is_down && !world.may_fence {
             repairs.push((4, Event::Start(at)));
         }

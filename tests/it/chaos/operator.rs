@@ -41,7 +41,8 @@ impl Stage {
                 Err(error) => error,
             };
             if begun.elapsed() > SETTLED_WITHIN {
-                let statuses: Vec<String> = self.statuses.iter().map(|status| format!("{status:?}")).collect();
+                let statuses: Vec<String> =
+                    self.statuses.iter().map(|status| format!("{status:?}")).collect();
                 bail!("not settled after {SETTLED_WITHIN:?}: {unsettled:#}\n{}", statuses.join("\n"));
             }
             self.operate(&world).await?;
@@ -91,7 +92,12 @@ impl Stage {
     }
 
     /// Checks that nobody writes now, all nodes have the same rows, and all that was acknowledged is among them.
-    pub async fn verify(&mut self, primary: usize, clients: &Clients, witness: &Witness) -> anyhow::Result<()> {
+    pub async fn verify(
+        &mut self,
+        primary: usize,
+        clients: &Clients,
+        witness: &Witness,
+    ) -> anyhow::Result<()> {
         witness.judge()?;
         clients.pause().await;
         let primary = self.node(primary);
@@ -101,7 +107,8 @@ impl Stage {
                 continue;
             }
             let what = format!("{} shows all that was written", actor.node.name());
-            walship::demo::wait::until(&what, WRITTEN_WITHIN, async || self.shows(at, &written).await).await?;
+            walship::demo::wait::until(&what, WRITTEN_WITHIN, async || self.shows(at, &written).await)
+                .await?;
             digest::compare(&primary.cluster.conninfo(), &actor.node.cluster.conninfo())
                 .await
                 .with_context(|| format!("compare {} with {}", actor.node.name(), primary.name()))?;
