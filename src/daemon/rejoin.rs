@@ -29,7 +29,7 @@ use crate::report::units;
 use crate::restore::target::{Kind, StandbyPlace};
 
 /// Between two tries to rejoin by itself: at first, as what is waited for is usually a matter of moments, and at most.
-const RETRY_FIRST: Duration = Duration::from_secs(5);
+const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(300);
 
 /// A new primary begins to capture so soon after its promotion.
@@ -117,6 +117,11 @@ pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                 Ok((way, done)) => {
                     tracing::info!("rejoining: {done}");
                     return Ok(way);
+                }
+                // Where it was handed over to a node that is being promoted still, that is all.
+                Err(error) if pause == RETRY_FIRST => {
+                    tracing::info!("not rejoined yet: {error:#}");
+                    (retry_at, pause) = (Instant::now() + pause, 2 * pause);
                 }
                 Err(error) => {
                     say_why_not(node, &error);

@@ -14,7 +14,7 @@ use walship::pg::{Lsn, SegmentSize};
 use crate::harness::{Node, PATIENCE, Test, eventually};
 
 const ROUNDS_VARIABLE: &str = "WALSHIP_ROUNDS";
-const ROUNDS: u32 = 20;
+const ROUNDS: u32 = 10;
 
 /// Every so many rounds both sidecars are among the killed, and the stores are looked at as they were left.
 const LOOK_EVERY: u32 = 4;

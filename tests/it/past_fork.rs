@@ -127,27 +127,29 @@ async fn what_a_paused_or_delayed_replay_has_not_replayed_never_is() {
     }
 }
 
+/// One after the other on the same standby: each start begins with what the one before left.
 #[tokio::test]
 async fn killed_at_any_step_it_begins_again() {
     let points = ["noted", "stopped", "kept", "log-cut", "segment-cut", "cut"];
+    let test = Test::new();
+    let (db1, mut db2, mut db3) = three(&test).await;
+    db3.sidecar.expect_log(GOES_BACK);
+    db3.sidecar.terminate().await;
+    db3.runs_with("fork-noted=abort").await;
+    only_db3_gets(&db1, &mut db2, &db3).await;
+    lost(db1, &mut db2).await;
     for (number, point) in points.into_iter().enumerate() {
-        let test = Test::new();
-        let (db1, mut db2, mut db3) = three(&test).await;
-        db3.sidecar.expect_log(GOES_BACK);
-        db3.sidecar.terminate().await;
-        db3.runs_with(&format!("fork-{point}=abort")).await;
-        only_db3_gets(&db1, &mut db2, &db3).await;
-        lost(db1, &mut db2).await;
         db3.sidecar.ended().await;
-        db3.sidecar.set("WALSHIP_FAILPOINTS", "");
+        println!("killed at {point}");
         // Also when somebody has PostgreSQL run meanwhile.
         if number % 2 == 1 && !db3.cluster.is_running() {
             db3.cluster.start().await.unwrap();
         }
-        db3.run().await;
-        println!("killed at {point}");
-        came_back(&db3, &db2).await;
+        let next = points.get(number + 1).map(|next| format!("fork-{next}=abort"));
+        db3.sidecar.set("WALSHIP_FAILPOINTS", &next.unwrap_or_default());
+        db3.sidecar.start(&["run"]);
     }
+    came_back(&db3, &db2).await;
 }
 
 #[tokio::test]
