@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::ask::converse;
 use super::node::Node;
@@ -24,6 +24,7 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 
 /// How often it is looked for what others have, and patience with each of them.
 const GATHER_EVERY: Duration = Duration::from_secs(5);
+const GATHER_EVERY_MAX: Duration = Duration::from_secs(3600);
 const FETCH_WITHIN: Duration = Duration::from_secs(4);
 
 /// What is passed on, within a message: far less than that may have. A longer certificate is where it is kept.
@@ -123,16 +124,26 @@ pub async fn finish(node: Arc<Node>) -> Infallible {
 }
 
 /// Fetches the certificates of others' promotions that this node's WAL has come through: the disk of one that was promoted
-/// may be lost. Goes on for ever.
+/// may be lost. What nobody has is asked for ever more seldom. Goes on for ever.
 pub async fn gather(node: Arc<Node>) -> Infallible {
+    let (mut known, mut pause, mut due) = (None, GATHER_EVERY, Instant::now());
     loop {
         sleep(GATHER_EVERY).await;
-        for branch in node.store.state().timelines.into_iter().filter_map(|timeline| timeline.branch) {
-            if let Err(error) = fetch(&node, &branch).await {
-                let Branch { epoch, node: of } = &branch;
+        let timelines = node.store.state().timelines;
+        if known.as_ref() != Some(&timelines) {
+            (pause, due) = (GATHER_EVERY, Instant::now());
+        }
+        if Instant::now() < due {
+            continue;
+        }
+        for branch in timelines.iter().filter_map(|timeline| timeline.branch.as_ref()) {
+            if let Err(error) = fetch(&node, branch).await {
+                let Branch { epoch, node: of } = branch;
                 tracing::debug!(epoch, %of, "the certificate of a promotion is not here yet: {error:#}");
             }
         }
+        pause = (pause * 2).min(GATHER_EVERY_MAX);
+        (known, due) = (Some(timelines), Instant::now() + pause);
     }
 }
 

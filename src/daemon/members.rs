@@ -138,10 +138,12 @@ fn protection(node: &Node) -> Option<Protection> {
     if policy.policy == Policy::Async {
         return None;
     }
+    // First: what is released and goes unprotected while this is looked at is not of before.
+    let at = WallTime::now();
     let waits = node.setting.borrow().as_ref().is_some_and(|setting| setting.names().names(APPLICATION_NAME));
     let is_exposed = node.store.exposures().borrow().open().is_some();
     let released_lsn = node.released.borrow().flush;
-    Some(Protection { is_armed: waits && !is_exposed, released_lsn, at: WallTime::now() })
+    Some(Protection { is_armed: waits && !is_exposed, released_lsn, at })
 }
 
 /// What the primary said last of its commits.

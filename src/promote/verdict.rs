@@ -74,7 +74,9 @@ pub fn verdict(stake: &Stake, old_primary: Option<&str>, stopped_at: Option<Time
 fn basis(end: Lsn, known: &Known) -> String {
     match (known.armed, known.heard) {
         (Some(armed), _) => format!(", reported armed at {}", armed.at),
-        (None, Some(heard)) if heard.lsn <= end => format!(", all that there was at {}", heard.at),
+        (None, Some(heard)) if heard.lsn <= end => {
+            format!(", all that there was by its last word, of {}", heard.at)
+        }
         (None, _) => String::new(),
     }
 }

@@ -48,7 +48,7 @@ fn each_verdict_says_what_is_known_and_what_is_not() {
             lost,
             "",
             stopped,
-            "none up to 0/3E8, all that there was at 2027-01-15T08:00:03Z; unknown after: db1 was last heard at \
+            "none up to 0/3E8, all that there was by its last word, of 2027-01-15T08:00:03Z; unknown after: db1 was last heard at \
              2027-01-15T08:00:03Z, then at 0/3E8; what it acknowledged from 2027-01-15T08:00:03Z until 2027-01-15T08:00:09Z, \
              when it stood still",
         ),
