@@ -301,7 +301,7 @@ mod tests {
             "fence db1, by the fence command, stood still at 2027-01-15T08:00:01Z",
             "policy any 1 (*), stall limit never: 1 of 2 (db2, db3) had to have a commit; 1 stood still, 2 are enough",
             "member db3 (standby) refused: db1 answers it, and writes; last seen at 0/384",
-            "member db4 (standby) not heard; position unknown, unknown when; promised unknown, committed unknown",
+            "member db4 (standby) not heard; position unknown, last heard unknown when; promised unknown, committed unknown",
             "accepted db3 refused its vote",
             "max-loss 900 bytes",
         ];

@@ -123,18 +123,17 @@ impl fmt::Display for MemberThen {
         };
         write!(f, "{} ({part}) {vote}", self.node)?;
         let is_frozen = matches!(self.vote, VoteThen::Candidate | VoteThen::Voted);
+        let known = |what: Option<u64>| what.map_or("unknown".to_owned(), |number| number.to_string());
+        let age = self.age_seconds.map(|seconds| format!("{seconds} s before"));
+        let age = age.unwrap_or_else(|| "unknown when".to_owned());
         match self.lsn {
             Some(lsn) => write!(f, "; {} {lsn}", if is_frozen { "frozen at" } else { "last seen at" })?,
-            None => write!(f, "; position unknown")?,
+            None => write!(f, "; position unknown, last heard")?,
         }
-        let known = |what: Option<u64>| what.map_or("unknown".to_owned(), |number| number.to_string());
         if let Some(timeline) = self.timeline {
             write!(f, " of timeline {timeline}")?;
         }
-        match self.age_seconds {
-            Some(seconds) => write!(f, ", {seconds} s before")?,
-            None => write!(f, ", unknown when")?,
-        }
+        write!(f, "{} {age}", if self.lsn.is_some() { "," } else { "" })?;
         write!(f, "; promised {}, committed {}", known(self.promised_epoch), known(self.committed_epoch))
     }
 }
