@@ -206,17 +206,19 @@ fn unheard(facts: &Facts, stake: &Stake) -> Option<Refusal> {
 }
 
 fn no_majority(facts: &Facts, stake: &Stake) -> Option<Refusal> {
-    let (needed, votes) = plan::majority(facts);
+    let plan::Majority { of, needed, votes, without } = plan::majority(facts);
     if votes >= needed {
         return None;
     }
-    let missing = |member: &&Seen| !member.counts(facts.stage);
+    let missing = |member: &&Seen| !member.counts(facts.stage) && without.as_ref() != Some(&member.node);
     let missing: Vec<&str> =
         facts.members.iter().filter(missing).map(|member| member.node.as_str()).collect();
-    let (missing, count) = (missing.join(", "), facts.members.len());
+    let missing = missing.join(", ");
+    let beside = without.as_ref().map_or(String::new(), |fenced| format!(" beside {fenced}"));
     let verb = if facts.stage == Stage::Facts { "answer" } else { "vote" };
     let fence = match facts.primary() {
-        Some((primary, _)) if !primary.counts(facts.stage) => format!(
+        // Where that would do: the others are a majority of themselves.
+        Some((primary, _)) if !primary.counts(facts.stage) && without.is_none() && 2 * votes >= of => format!(
             "If {0} is down for sure, say so with --fence-command (a command that makes sure of it, and exits with 0), or \
              start the sidecar of {0}. ",
             primary.node
@@ -226,7 +228,7 @@ fn no_majority(facts: &Facts, stake: &Stake) -> Option<Refusal> {
     Some(Refusal {
         kind: Kind::NoMajority,
         reason: format!(
-            "{votes} of {count} members {verb}, and {needed} must: {missing} may follow another primary"
+            "{votes} of {of} members{beside} {verb}, and {needed} must: {missing} may follow another primary"
         ),
         hint: format!(
             "{fence}Start walship on {missing} and run this again; --force goes on without: {stake}."

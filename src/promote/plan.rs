@@ -145,11 +145,26 @@ pub(super) fn someone_has_more(facts: &Facts, end: Lsn) -> bool {
     part.filter_map(|member| member.position).any(|at| at > (epoch, end))
 }
 
-/// How many votes a majority is, and how many there are, the old primary's among them where a fence stands for it.
-pub(super) fn majority(facts: &Facts) -> (usize, usize) {
-    let fenced = |member: &Seen| fence(facts) == Fence::Command && matches!(member.part, Part::Primary(_));
-    let votes = facts.members.iter().filter(|member| member.counts(facts.stage) || fenced(member)).count();
-    (facts.members.len() / 2 + 1, votes)
+/// Whose votes count, how many are a majority of them, and how many there are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Majority {
+    pub of: usize,
+    pub needed: usize,
+    pub votes: usize,
+    /// The old primary, where a command stops it: it is neither waited for nor counted. A vote in its place would be worth
+    /// nothing, for it remembers none: two standbys that don't reach each other could both have it, and a third could ask
+    /// for it once more after the old primary has come back. A majority of the others meets every other majority.
+    pub without: Option<String>,
+}
+
+/// The votes as they stand.
+pub(super) fn majority(facts: &Facts) -> Majority {
+    let fenced = facts.primary().filter(|_| fence(facts) == Fence::Command);
+    let without = fenced.map(|(primary, _)| primary.node.clone());
+    let counted = facts.members.iter().filter(|member| without.as_ref() != Some(&member.node));
+    let (of, votes) = counted
+        .fold((0, 0), |(of, votes), member| (of + 1, votes + usize::from(member.counts(facts.stage))));
+    Majority { of, needed: of / 2 + 1, votes, without }
 }
 
 /// Too few of those whose positions counted are heard: who is not, and how many would have to be and are.
