@@ -90,7 +90,7 @@ pub async fn run(node: Arc<Node>, start: Start, token: CancellationToken) -> End
             continue;
         }
         reasons.note(&error);
-        let contact = Contact::Trying { since, error: Some(format!("{error:#}")) };
+        let contact = Contact::Trying { since, error: Some(in_words(&error)) };
         node.vitals.receive.update(|vitals| vitals.contact = contact);
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -319,6 +319,14 @@ impl Lost {
     }
 }
 
+/// Why this node does not follow, with the next step where it does not pass by itself.
+fn in_words(error: &anyhow::Error) -> String {
+    match Lost::of(error) {
+        Some(_) => format!("{error:#}; it must be seeded anew: `walship standby --reseed`"),
+        None => format!("{error:#}"),
+    }
+}
+
 /// Says each reason once while it lasts, at the level that fits it.
 #[derive(Default)]
 struct Reasons(Option<String>);
@@ -341,9 +349,7 @@ impl Reasons {
             return;
         }
         if lost.is_some() {
-            tracing::error!(
-                "this standby can't follow: {reason}; it must be seeded anew: `walship standby --reseed`"
-            );
+            tracing::error!("this standby can't follow: {}", in_words(error));
         } else if is_passing(error) {
             tracing::info!("not following: {reason}");
         } else {

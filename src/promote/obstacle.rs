@@ -218,11 +218,13 @@ fn no_majority(facts: &Facts, stake: &Stake) -> Option<Refusal> {
     let verb = if facts.stage == Stage::Facts { "answer" } else { "vote" };
     let fence = match facts.primary() {
         // Where that would do: the others are a majority of themselves.
-        Some((primary, _)) if !primary.counts(facts.stage) && without.is_none() && 2 * votes >= of => format!(
-            "If {0} is down for sure, say so with --fence-command (a command that makes sure of it, and exits with 0), or \
+        Some((primary, _)) if !primary.counts(facts.stage) && without.is_none() && 2 * votes >= of => {
+            format!(
+                "If {0} is down for sure, say so with --fence-command (a command that makes sure of it, and exits with 0), or \
              start the sidecar of {0}. ",
-            primary.node
-        ),
+                primary.node
+            )
+        }
         _ => String::new(),
     };
     Some(Refusal {

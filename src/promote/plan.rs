@@ -162,8 +162,8 @@ pub(super) fn majority(facts: &Facts) -> Majority {
     let fenced = facts.primary().filter(|_| fence(facts) == Fence::Command);
     let without = fenced.map(|(primary, _)| primary.node.clone());
     let counted = facts.members.iter().filter(|member| without.as_ref() != Some(&member.node));
-    let (of, votes) = counted
-        .fold((0, 0), |(of, votes), member| (of + 1, votes + usize::from(member.counts(facts.stage))));
+    let (of, votes) =
+        counted.fold((0, 0), |(of, votes), member| (of + 1, votes + usize::from(member.counts(facts.stage))));
     Majority { of, needed: of / 2 + 1, votes, without }
 }
 

@@ -67,6 +67,12 @@ async fn a_gap_is_named_and_a_new_log_begins_behind_it() {
     db1.sidecar.start(&["primary", "--new-log"]);
     db1.captures().await;
     db2.sidecar.wait_log("this standby can't follow").await;
+    eventually("its status says what to do", async || {
+        let said = db2.walship(&["status"]).await.said();
+        ensure!(said.contains("it must be seeded anew: `walship standby --reseed`"), "{said}");
+        Ok(())
+    })
+    .await;
     is_critical(&db1, "db2 was let go, and WAL that it needs is no longer kept").await;
     let db3 = test.standby("db3", &db1).await;
     db1.cluster.sql("INSERT INTO t VALUES (2)").await.unwrap();

@@ -124,9 +124,8 @@ impl Stage {
     }
 }
 
-/// Its own alarms and warnings ask for that.
+/// Its own warnings ask for that.
 fn wants_seed(status: Option<&Status>) -> bool {
     let Some(status) = status.filter(|status| status.seeding.is_none()) else { return false };
-    let said = warnings::alarms(status).into_iter().chain(status.warnings.iter().cloned());
-    said.into_iter().any(|said| said.contains("--reseed"))
+    status.node.role == Role::Standby && warnings::of(status).iter().any(|said| said.contains("--reseed"))
 }
