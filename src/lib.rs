@@ -15,7 +15,7 @@
 //! * 4: [`cli`], what the user types; [`demo`], a cluster, a link proxy, a ledger and a story.
 //! * 3: [`daemon`]: which stages run in which role, and the change between them.
 //! * 2: the stages: [`capture`], [`backup`], [`ship`], [`receive`], [`restore`], [`feed`], [`ack`], [`promote`], [`report`],
-//!   [`capsule`]. They meet in the store on a host and on the link between hosts, nowhere else.
+//!   [`capsule`], [`rewind`]. They meet in the store on a host and on the link between hosts, nowhere else.
 //! * 1: [`store`], [`link`], [`config`].
 //! * 0: [`pg`], the vocabulary of PostgreSQL; [`policy`], what a commit waits for; [`vitals`], the numbers that the
 //!   stages write and reports read; [`tls`], the only builder of TLS configurations; [`durable`], the only caller of
@@ -47,6 +47,7 @@ pub mod promote;
 pub mod receive;
 pub mod report;
 pub mod restore;
+pub mod rewind;
 pub mod ship;
 
 pub mod config;

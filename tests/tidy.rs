@@ -11,7 +11,13 @@ use std::path::Path;
 const LAYERS: [(u8, &[&str]); 5] = [
     (4, &["cli", "demo"]),
     (3, &["daemon"]),
-    (2, &["capture", "backup", "ship", "receive", "restore", "feed", "ack", "promote", "report", "capsule"]),
+    (
+        2,
+        &[
+            "capture", "backup", "ship", "receive", "restore", "feed", "ack", "promote", "report", "capsule",
+            "rewind",
+        ],
+    ),
     (1, &["store", "link", "config"]),
     (0, &["pg", "policy", "vitals", "tls", "durable", "clock", "fault", "failpoint"]),
 ];

@@ -11,17 +11,17 @@ use tokio_util::sync::CancellationToken;
 use super::entrant::{self, Entrant};
 use super::node::Node;
 use super::postgres::CONFIGURATION_FILE;
-use super::{certificate, epochs, order, relay, trouble, votes};
+use super::{certificate, epochs, order, relay, trouble, tunnel, votes};
 use crate::backup;
 use crate::fault::Advised;
 use crate::link::handshake;
 use crate::link::listen::Arrival;
-use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Promise, Purpose, Reject};
+use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Promise, Purpose, Reject, Role};
 use crate::link::{Conn, Link, LinkError, Listener, Message, PEER_DEAD_AFTER, Socket};
 use crate::pg::sql::Sql;
 use crate::ship::{self, Counted, Downstream, Shipping, wire_identity};
 use crate::store::NodeRole;
-use crate::tls::Kind;
+use crate::tls::{Identity, Kind};
 
 /// Streams by node: a node that comes again has lost its first connection, whether that was noticed here or not.
 type Streams = Arc<Mutex<HashMap<String, CancellationToken>>>;
@@ -68,6 +68,10 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     let ours = node.hello(Purpose::Ask);
     let hello = handshake::answer(&mut conn, &ours, identity.as_ref(), |hello| {
         is_served_now(node, hello)?;
+        if hello.purpose == Purpose::Sql && !is_of_node(identity.as_ref()) {
+            let message = format!("{} has no node's certificate, and reads nothing by SQL", hello.node);
+            return Err(Reject { code: Code::Role, message, hint: String::new() });
+        }
         match identity.as_ref().and_then(|identity| Entrant::greeting(hello, identity)) {
             Some(entrant) => entrant.admit(&node.store.state()),
             None => Ok(()),
@@ -76,7 +80,7 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     .await?;
     let purpose = hello.purpose;
     epochs::hear(node, &hello, identity.as_ref()).await?;
-    let is_node = identity.as_ref().is_some_and(|identity| identity.kind == Kind::Node);
+    let is_node = is_of_node(identity.as_ref());
     let serial = identity.as_ref().map_or(0, |identity| identity.serial);
     // A standby's list is the primary's, which hears of this one from there.
     let enters = begun_as == NodeRole::Primary && matches!(purpose, Purpose::Stream | Purpose::Backup);
@@ -113,9 +117,19 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
             Some(session) => backup::serve_files(conn, session).await,
             None => refuse(conn, Code::Failed, "that backup has ended", "Run the command again.").await,
         },
+        Purpose::Sql => {
+            tokio::select! {
+                ended = tunnel::serve(node, conn, &client) => ended,
+                () = no_longer_ships(node, begun_as) => Ok(()),
+            }
+        }
         Purpose::Ask => answer(node, conn, is_node).await,
         Purpose::Unknown => Ok(()),
     }
+}
+
+fn is_of_node(identity: Option<&Identity>) -> bool {
+    identity.is_some_and(|identity| identity.kind == Kind::Node)
 }
 
 /// Who has WAL ships it; copies are taken from the primary in this version.
@@ -133,6 +147,10 @@ fn is_served_now(node: &Node, hello: &Hello) -> Result<(), Reject> {
     }
     let not_ready = |message, hint: String| Err(Reject { code: Code::NotReady, message, hint });
     match (node.role(), hello.purpose) {
+        (NodeRole::Primary, Purpose::Sql) if hello.role != Role::Superseded => not_ready(
+            format!("{} does not rejoin", hello.node),
+            "`walship rejoin` there asks for this.".to_owned(),
+        ),
         (NodeRole::Primary, _) => Ok(()),
         (NodeRole::Standby, Purpose::Stream | Purpose::Wal | Purpose::Salvage)
             if node.store.newest_timeline().is_some() =>

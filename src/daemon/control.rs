@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::node::Node;
+pub use super::rejoin::Method;
 pub use super::request::{Done, Promotion};
 use super::reseed;
 use super::seed::Seed;
@@ -58,6 +59,8 @@ pub enum Request {
     },
     /// This old primary is to become a standby.
     Rejoin {
+        /// How.
+        method: Method,
         /// Only say what would be done.
         dry_run: bool,
     },
@@ -155,7 +158,9 @@ async fn serve(node: &Arc<Node>, stream: UnixStream, place: OwnedSemaphorePermit
         Ok(Request::Reseed { seed, dry_run }) => {
             reply(seed_anew(node, seed, dry_run, &mut write).await.map(Done::line))
         }
-        Ok(Request::Rejoin { dry_run }) => reply(rejoin(node, dry_run, &mut write).await.map(Done::line)),
+        Ok(Request::Rejoin { method, dry_run }) => {
+            reply(rejoin(node, method, dry_run, &mut write).await.map(Done::line))
+        }
         Ok(Request::Sync(wanted)) => reply(sync(node, wanted).await.map(Done::line)),
         Ok(Request::Forget(wanted)) => reply(forget(node, wanted, &mut write).await.map(Done::line)),
         Ok(Request::Wait { wait }) => {
@@ -223,6 +228,7 @@ async fn switch_over(
 
 async fn rejoin(
     node: &Arc<Node>,
+    method: Method,
     dry_run: bool,
     write: &mut (impl AsyncWriteExt + Unpin),
 ) -> anyhow::Result<String> {
@@ -234,7 +240,7 @@ async fn rejoin(
     }
     let (say, lines) = mpsc::channel(16);
     let (done, outcome) = oneshot::channel();
-    let request = rejoin::Request { dry_run, say, done };
+    let request = rejoin::Request { method, dry_run, say, done };
     node.rejoins.try_send(request).ok().context("it is rejoining already")?;
     pass_on((lines, outcome), "the sidecar ended before that did", write).await
 }
@@ -375,8 +381,13 @@ impl Client {
     }
 
     /// Asks an old primary to become a standby, in the same way.
-    pub async fn rejoin(self, dry_run: bool, say: impl FnMut(&str)) -> anyhow::Result<String> {
-        self.told(&Request::Rejoin { dry_run }, say).await
+    pub async fn rejoin(
+        self,
+        method: Method,
+        dry_run: bool,
+        say: impl FnMut(&str),
+    ) -> anyhow::Result<String> {
+        self.told(&Request::Rejoin { method, dry_run }, say).await
     }
 
     /// Asks for a re-seed, in the same way.

@@ -129,11 +129,7 @@ fn keep(node: &Node, fork: Fork) -> anyhow::Result<Result<(), Mixed>> {
 /// Cuts the log, which keeps its surplus, then what PostgreSQL would replay.
 fn cut(node: &Node, fork: Fork) -> anyhow::Result<()> {
     let data_directory = &node.config.postgres.data_directory;
-    let mut writer = node.store.writer()?;
-    if writer.end().is_some_and(|(_, end)| end > fork.lsn) {
-        writer.end_timeline(fork.lsn).context("cut the log")?;
-    }
-    drop(writer);
+    cut_log(node, fork)?;
     failpoint::hit("fork-log-cut");
     surplus::cut(data_directory, node.store.identity().segment_size, fork.timeline, fork.lsn)?;
     failpoint::hit("fork-cut");
@@ -141,5 +137,14 @@ fn cut(node: &Node, fork: Fork) -> anyhow::Result<()> {
         !postmaster::is_running(data_directory).context("look for PostgreSQL")?,
         "somebody started PostgreSQL meanwhile"
     );
+    Ok(())
+}
+
+/// Cuts this node's log at a fork, where it is still on that timeline; what lies past that is kept. Blocks.
+pub fn cut_log(node: &Node, fork: Fork) -> anyhow::Result<()> {
+    let mut writer = node.store.writer()?;
+    if writer.end().is_some_and(|(timeline, end)| timeline == fork.timeline && end > fork.lsn) {
+        writer.end_timeline(fork.lsn).context("cut the log")?;
+    }
     Ok(())
 }

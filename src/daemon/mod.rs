@@ -23,6 +23,7 @@ mod fork;
 mod hooks;
 mod http;
 mod join;
+mod life;
 pub mod local_copy;
 mod members;
 mod node;
@@ -38,6 +39,7 @@ pub mod remote_copy;
 mod request;
 mod reseed;
 mod retention;
+mod rewind;
 mod samples;
 mod seed;
 mod setting;
@@ -49,11 +51,11 @@ mod status;
 mod switchover;
 mod trails;
 mod trouble;
+mod tunnel;
 mod upstreams;
 mod votes;
 mod wait;
 
-use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +64,6 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
-use crate::failpoint;
 use crate::fault::{Advised, Fault, WithFault};
 use crate::pg::control::{CONTROL_FILE, ControlFile};
 use crate::pg::sql::Sql;
@@ -73,6 +74,7 @@ use crate::store::{EXPOSURES_FILE, Exposures, NewStore, NodeRole, Store, StoreEr
 use crate::vitals::Cell;
 
 pub use join::{Join, look};
+use life::Life;
 pub use node::conninfo;
 use node::{Inlets, Node};
 pub use postgres::binaries;
@@ -305,29 +307,6 @@ fn explain(error: anyhow::Error) -> anyhow::Error {
     }
 }
 
-/// How a node's life in this process begins.
-enum Life {
-    Primary,
-    Standby,
-    Seeding(Seed),
-}
-
-impl Life {
-    fn of(role: NodeRole) -> Life {
-        match role {
-            NodeRole::Primary => Life::Primary,
-            NodeRole::Standby => Life::Standby,
-        }
-    }
-
-    fn role(&self) -> NodeRole {
-        match self {
-            Life::Primary => NodeRole::Primary,
-            Life::Standby | Life::Seeding(_) => NodeRole::Standby,
-        }
-    }
-}
-
 /// Listens, and lives.
 async fn serve(
     config: Config,
@@ -367,7 +346,7 @@ async fn serve(
     signals::notify(&[sd_notify::NotifyState::Ready]);
     // The first that ends decides: the role's stages by themselves or at the token, the rest only by failing.
     let ended = tokio::select! {
-        ended = live(&node, life, &mut requests) => ended,
+        ended = life::live(&node, life, &mut requests) => ended,
         ended = signals::run(Arc::clone(&node)) => ended,
         ended = trouble::tell(Arc::clone(&node)) => ended,
         never = trails::keep(Arc::clone(&node)) => match never {},
@@ -395,104 +374,5 @@ async fn failed(task: tokio::task::JoinHandle<()>, node: &Node) {
     let _ = task.await;
     if node.token.is_cancelled() {
         std::future::pending::<()>().await;
-    }
-}
-
-/// One role after another.
-async fn live(node: &Arc<Node>, life: Life, requests: &mut Requests) -> anyhow::Result<()> {
-    let mut life = Some(life);
-    while let Some(now) = life {
-        life = match now {
-            Life::Primary => match primary::run(Arc::clone(node), requests).await? {
-                primary::End::Stopped => None,
-                primary::End::Rejoined(rejoin::Way::AsItIs) => Some(Life::Standby),
-                primary::End::Rejoined(rejoin::Way::Anew(seed)) => Some(Life::Seeding(seed)),
-            },
-            Life::Standby => live_as_standby(node, None, requests).await?,
-            Life::Seeding(seed) => live_as_standby(node, Some(seed), requests).await?,
-        };
-    }
-    Ok(())
-}
-
-/// A standby's life, through every re-seed, to its end or its promotion.
-async fn live_as_standby(
-    node: &Arc<Node>,
-    mut wanted: Option<Seed>,
-    requests: &mut Requests,
-) -> anyhow::Result<Option<Life>> {
-    let mut asker: Option<reseed::Asker> = None;
-    let mut was_whole = false;
-    loop {
-        if let Some(seed) = wanted.take() {
-            let seeded = seed_anew(node, &seed, requests).await;
-            let (answer, seeded) = reseed::outcome(node, seeded);
-            if let Some(asker) = asker.take() {
-                // Whoever asked may have gone.
-                let _ = asker.send(answer);
-            }
-            match seeded {
-                // Nothing was changed, and it is what it was.
-                Err(error)
-                    if was_whole && matches!(standing(&node.config).await?, Standing::Cluster { .. }) =>
-                {
-                    tracing::error!("not seeded anew: {error:#}");
-                }
-                seeded => seeded?,
-            }
-        }
-        was_whole = true;
-        tokio::select! {
-            () = fork::go_back(node) => {}
-            never = refuse(node, requests) => match never {},
-        }
-        match standby::run(Arc::clone(node), requests).await? {
-            standby::End::Stopped => return Ok(None),
-            // Whoever asked for a promotion meanwhile is answered by the primary's life.
-            standby::End::Promoted => return Ok(Some(Life::Primary)),
-            standby::End::Reseed(request) => (wanted, asker) = (Some(request.seed), Some(request.done)),
-            standby::End::PastFork => {}
-            standby::End::LogGone { reason } => wanted = reseed::by_itself(node, &reason).await,
-        }
-    }
-}
-
-/// Makes the data directory a standby's; PostgreSQL is stopped for that.
-async fn seed_anew(node: &Arc<Node>, seed: &Seed, requests: &mut Requests) -> anyhow::Result<()> {
-    postgres::stop(&node.config).await?;
-    // It may have been a primary, that was left behind.
-    node.role.send_replace(NodeRole::Standby);
-    // Its positions were those of what is made anew.
-    node.vitals.feed.update(|feed| *feed = Default::default());
-    // Cancel-safe: a request is refused as soon as it is taken.
-    tokio::select! {
-        seeded = seed::run(node, seed) => seeded?,
-        never = refuse(node, requests) => match never {},
-    }
-    failpoint::hit("join-copied");
-    Ok(())
-}
-
-/// A data directory that is not complete, or that is being brought back to a fork, cannot become a primary's, and is seen
-/// to already.
-async fn refuse(node: &Node, requests: &mut Requests) -> Infallible {
-    let refusal = || {
-        if let Some(fork) = node.store.state().past_fork {
-            return fork::refusal(node, fork);
-        }
-        Fault::refused(
-            format!("{} is being seeded: its data directory is not complete", node.config.name),
-            "Promote another standby, or wait until `walship status` shows no seeding here any more.",
-        )
-    };
-    loop {
-        // Whoever asked may have gone.
-        tokio::select! {
-            Some(request) = requests.promotions.recv() => request.answer(Err(refusal())),
-            Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(refusal()))),
-            Some(request) = requests.rejoins.recv() => request.answer_as_standby(node),
-            Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(refusal()))),
-            else => std::future::pending().await,
-        }
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::request::Request;
+use super::tunnel::TUNNELS;
 use super::votes::Freeze;
 use super::wait::WAITS;
 use super::{hooks, rejoin, reseed};
@@ -92,6 +93,8 @@ pub struct Node {
     pub replies: ReplyRequests,
     /// Places for those who wait for a position.
     pub waits: Semaphore,
+    /// Places for other nodes that are being rewound.
+    pub tunnels: Semaphore,
     /// Cancelled when the process is to end.
     pub token: CancellationToken,
     /// Everything that runs.
@@ -136,6 +139,7 @@ impl Node {
             reseeded: Mutex::new(None),
             replies: ReplyRequests::default(),
             waits: Semaphore::new(WAITS),
+            tunnels: Semaphore::new(TUNNELS),
             token: CancellationToken::new(),
             tasks: TaskTracker::new(),
             credentials: Mutex::new(credentials),

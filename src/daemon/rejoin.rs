@@ -19,7 +19,7 @@ use super::postgres::{self, CONFIGURATION_FILE};
 use super::request::Done;
 use super::seed::{self, Seed};
 use super::standby::Requests;
-use super::{by_hand, fence, upstreams};
+use super::{by_hand, fence, rewind, upstreams};
 use crate::capsule::{self, Kept};
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
@@ -27,6 +27,7 @@ use crate::link::message::{Hello, Role, TimelineIdentity};
 use crate::pg::{Lsn, TimelineId};
 use crate::report::units;
 use crate::restore::target::{Kind, StandbyPlace};
+use crate::store::{Fork, NodeRole, Rewind};
 
 /// Between two tries to rejoin by itself: at first, as what is waited for is usually a matter of moments, and at most.
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -36,8 +37,25 @@ const RETRY_MOST: Duration = Duration::from_secs(300);
 const TIMELINE_WITHIN: Duration = Duration::from_secs(15);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// How a node that diverged is brought back.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize, serde::Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// By pg_rewind where that can work, else by a copy of what differs.
+    #[default]
+    Auto,
+    /// By pg_rewind, or not at all.
+    Rewind,
+    /// By a copy of what differs.
+    Delta,
+}
+
 /// A request to rejoin.
 pub struct Request {
+    /// How.
+    pub method: Method,
     /// Only say what would be done.
     pub dry_run: bool,
     /// Where progress is told, line by line.
@@ -47,11 +65,18 @@ pub struct Request {
 }
 
 impl Request {
-    /// Answers one that was waiting while this node rejoined by itself.
+    /// Answers one that was waiting while this node rejoined by itself, or does so at the moment.
     pub fn answer_as_standby(self, node: &Node) {
+        let name = &node.config.name;
+        let answer = match node.role() {
+            NodeRole::Standby => Ok(format!("{name} is a standby already: it rejoined by itself")),
+            NodeRole::Primary => Err(Fault::refused(
+                format!("{name} is being rewound already"),
+                "Its log says how far that is; run this again to see that it has ended.",
+            )),
+        };
         // Whoever asked may have gone.
-        let _ =
-            self.done.send(Ok(format!("{} is a standby already: it rejoined by itself", node.config.name)));
+        let _ = self.done.send(answer);
     }
 }
 
@@ -61,6 +86,8 @@ pub enum Way {
     AsItIs,
     /// Its data directory is made equal to the new primary's first.
     Anew(Seed),
+    /// The same by pg_rewind.
+    Rewind(rewind::Plan),
 }
 
 /// What was found out.
@@ -113,7 +140,7 @@ pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow
             }
             Some(request) = requests.reseeds.recv() => drop(request.done.send(Err(no_standby(node)))),
             Some(freeze) = requests.freezes.recv() => drop(freeze.done.send(Err(no_standby(node)))),
-            () = until_left_behind(node, retry_at) => match rejoin(node, |_| {}).await {
+            () = until_left_behind(node, retry_at) => match rejoin(node, Method::Auto, |_| {}).await {
                 Ok((way, done)) => {
                     tracing::info!("rejoining: {done}");
                     return Ok(way);
@@ -167,15 +194,20 @@ async fn until_left_behind(node: &Arc<Node>, not_before: Instant) {
 
 /// Does what a person asks for, and says how it went; `None` when this node stays what it is.
 async fn answer(node: &Arc<Node>, request: Request) -> Option<Way> {
-    let Request { dry_run, say, done } = request;
+    let Request { method, dry_run, say, done } = request;
     let tell = |line: String| drop(say.try_send(line));
     let outcome = if dry_run {
-        look(node).await.map(|found| (None, would(node, &found)))
+        would(node, method).await.map(|line| (None, line))
     } else {
-        rejoin(node, tell).await.map(|(way, line)| (Some(way), line))
+        rejoin(node, method, tell).await.map(|(way, line)| (Some(way), line))
     };
     // Whoever asked may have gone; it is in the log, too.
     match outcome {
+        // That takes as long as it takes, and the outcome is told when it is known.
+        Ok((Some(Way::Rewind(plan)), line)) => {
+            tell(line);
+            Some(Way::Rewind(rewind::Plan { say: Some(say), done: Some(done), ..plan }))
+        }
         Ok((way, line)) => {
             let _ = done.send(Ok(line));
             way
@@ -187,15 +219,38 @@ async fn answer(node: &Arc<Node>, request: Request) -> Option<Way> {
     }
 }
 
-fn would(node: &Node, found: &Found) -> String {
-    let what = found.sentence(&node.config.name);
-    if found.has_diverged() {
-        format!(
-            "{what}. It would be kept as a capsule, and the data directory made equal to {}'s; nothing was changed",
-            found.primary
-        )
-    } else {
-        format!("{what}. It would follow as it is; nothing was changed")
+async fn would(node: &Arc<Node>, method: Method) -> anyhow::Result<String> {
+    if let Some(Rewind { has_ended: false, .. }) = node.store.state().rewind {
+        return Ok("a pg_rewind was begun here and did not end: the data directory would be compared with the new primary's, \
+                   and what differs taken; nothing was changed"
+            .to_owned());
+    }
+    let found = look(node).await?;
+    let (what, primary) = (found.sentence(&node.config.name), &found.primary);
+    if !found.has_diverged() {
+        return Ok(format!("{what}. It would follow as it is; nothing was changed"));
+    }
+    let way = match unfit(node, &found, method).await? {
+        None => "the data directory rewound by pg_rewind".to_owned(),
+        Some(why) => format!(
+            "the data directory made equal to {primary}'s by a copy of what differs, not by pg_rewind: {why}"
+        ),
+    };
+    Ok(format!("{what}. It would be kept as a capsule, and {way}; nothing was changed"))
+}
+
+/// Why a node that diverged can't be rewound.
+async fn unfit(node: &Arc<Node>, found: &Found, method: Method) -> anyhow::Result<Option<String>> {
+    let why = match found.fork {
+        None => Some(format!("{} does not say where it left timeline {}", found.primary, found.timeline)),
+        Some(_) => rewind::unfit(node, method).await?,
+    };
+    match why {
+        Some(why) if method == Method::Rewind => Err(Fault::refused(
+            format!("pg_rewind can't work: {why}"),
+            "Without --method it is done by a copy.",
+        )),
+        why => Ok(why),
     }
 }
 
@@ -286,9 +341,20 @@ async fn new_primary(node: &Arc<Node>) -> anyhow::Result<Hello> {
 }
 
 /// Makes this node ready to live as a standby.
-async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way, String)> {
-    let found = look(node).await?;
+async fn rejoin(node: &Arc<Node>, method: Method, tell: impl Fn(String)) -> anyhow::Result<(Way, String)> {
     let name = node.config.name.clone();
+    if let Some(begun) = node.store.state().rewind {
+        let primary = node.superseded_by().map(|(_, name)| name).unwrap_or_default();
+        let line = match begun.has_ended {
+            true => format!("{name} was rewound to {} and follows {primary}", begun.fork.lsn),
+            false => {
+                tell("a pg_rewind was begun here and did not end".to_owned());
+                rewind::being_made_equal(&name, &primary)
+            }
+        };
+        return Ok((rewind::settle(node, begun).await?, line));
+    }
+    let found = look(node).await?;
     tell(found.sentence(&name));
     if !found.has_diverged() {
         let settings = seed::settings_of(&node.config, StandbyPlace::default());
@@ -299,6 +365,7 @@ async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way,
         failpoint::hit("rejoin-settled");
         return Ok((Way::AsItIs, format!("{name} follows {}, with all that it had", found.primary)));
     }
+    let unfit = unfit(node, &found, method).await?;
     let kept = keep(node, &found).await?;
     failpoint::hit("rejoin-kept");
     tell(format!("what {} never had is kept in {}", found.primary, kept.display()));
@@ -308,12 +375,18 @@ async fn rejoin(node: &Arc<Node>, tell: impl Fn(String)) -> anyhow::Result<(Way,
         Err(error) => tracing::warn!("the capsule has no summary: {error:#}"),
     }
     failpoint::hit("rejoin-summarised");
-    let seed = Seed::automatic(&node.config, Kind::Reseed);
-    let line = format!(
-        "{name} is being made equal to {}, and follows it then: `walship status` shows how far that is",
-        found.primary
-    );
-    Ok((Way::Anew(seed), line))
+    match (found.fork, unfit) {
+        (Some(lsn), None) => {
+            let fork = Fork { timeline: found.timeline, lsn, end: found.end };
+            let plan = rewind::Plan { primary: found.primary, fork, say: None, done: None };
+            Ok((Way::Rewind(plan), format!("{name} is being rewound to {lsn}")))
+        }
+        (_, why) => {
+            tell(format!("pg_rewind can't work: {}", why.as_deref().unwrap_or("it is not known to where")));
+            let seed = Seed::automatic(&node.config, Kind::Reseed);
+            Ok((Way::Anew(seed), rewind::being_made_equal(&name, &found.primary)))
+        }
+    }
 }
 
 /// A timeline that a promotion of this node made, and that its log never got. The new primary's may have the same number,

@@ -136,8 +136,8 @@ impl Following {
     }
 }
 
-/// A connection to the primary for a part of the backup.
-async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Socket>> {
+/// A connection to the primary for one purpose.
+pub async fn connect(node: &Arc<Node>, purpose: Purpose) -> anyhow::Result<Conn<Socket>> {
     let mut failures = Vec::new();
     for address in upstreams::addresses(node) {
         let tried = async {

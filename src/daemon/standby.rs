@@ -115,6 +115,7 @@ fn become_standby(state: &mut State) {
     if let Some(superseded) = state.superseded.take() {
         state.learn(superseded.epoch);
     }
+    state.rewind = None;
     state.promise.take_if(|promise| promise.stops_primary);
 }
 

@@ -78,15 +78,14 @@ pub fn of(node: &Node) -> Status {
     report::gather::status(about, &node.vitals)
 }
 
-/// What a node that was left behind, and is down, waits for.
+/// That this node was left behind, and what it waits for to rejoin; while it may accept writes that is an alarm.
 fn superseded(node: &Node) -> Option<String> {
     let (epoch, name) = node.superseded_by().filter(|_| !may_accept_writes(node))?;
-    let superseded = format!("superseded: {name} was promoted with epoch {epoch}");
-    // Without being asked it tries again.
-    Some(match node.rejoin_waits.borrow().as_ref() {
-        Some(wait) => format!("{superseded}; this node rejoins by itself, and waits: {wait}"),
-        None => format!("{superseded}; `walship rejoin` makes this node a standby of it"),
-    })
+    let next = match node.rejoin_waits.borrow().as_ref() {
+        Some(wait) => format!("this node rejoins by itself, and waits: {wait}"),
+        None => "`walship rejoin` makes this node a standby of it".to_owned(),
+    };
+    Some(format!("superseded: {name} was promoted with epoch {epoch}; {next}"))
 }
 
 /// What a person must act on here now, as those who follow this primary are told.

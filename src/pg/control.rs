@@ -42,6 +42,10 @@ pub struct ControlFile {
     pub minimum_recovery_lsn: Lsn,
     /// Where the base backup began whose end has not been replayed yet; zero when there is none.
     pub backup_start_lsn: Lsn,
+    /// `full_page_writes` at the last checkpoint.
+    pub full_page_writes: bool,
+    /// `wal_log_hints`, as the server last ran.
+    pub wal_log_hints: bool,
     /// Size of its WAL segments.
     pub segment_size: SegmentSize,
     /// Version of the data page checksums; zero when there are none.
@@ -119,8 +123,10 @@ mod offset {
     pub const CHECKPOINT: usize = 32;
     pub const REDO: usize = 40;
     pub const TIMELINE: usize = 48;
+    pub const FULL_PAGE_WRITES: usize = 56;
     pub const MINIMUM_RECOVERY: usize = 136;
     pub const BACKUP_START: usize = 152;
+    pub const WAL_LOG_HINTS: usize = 176;
     pub const SEGMENT_SIZE: usize = 228;
     pub const DATA_CHECKSUM_VERSION: usize = 252;
 }
@@ -156,6 +162,8 @@ impl ControlFile {
         }
         let u32_at = |at| field_u32(bytes, at).ok_or_else(short);
         let u64_at = |at| field_u64(bytes, at).ok_or_else(short);
+        // Below the checksum, so they are there.
+        let is_set = |at: usize| bytes[at] != 0;
         Ok(ControlFile {
             system_identifier: u64_at(offset::SYSTEM_IDENTIFIER)?,
             control_version: version,
@@ -166,6 +174,8 @@ impl ControlFile {
             timeline: timeline_from(u32_at(offset::TIMELINE)?)?,
             minimum_recovery_lsn: Lsn(u64_at(offset::MINIMUM_RECOVERY)?),
             backup_start_lsn: Lsn(u64_at(offset::BACKUP_START)?),
+            full_page_writes: is_set(offset::FULL_PAGE_WRITES),
+            wal_log_hints: is_set(offset::WAL_LOG_HINTS),
             segment_size: segment_size_from(u32_at(offset::SEGMENT_SIZE)?)?,
             data_checksum_version: u32_at(offset::DATA_CHECKSUM_VERSION)?,
         })
@@ -269,6 +279,8 @@ mod tests {
                 timeline: TimelineId(1),
                 minimum_recovery_lsn: Lsn::INVALID,
                 backup_start_lsn: Lsn::INVALID,
+                full_page_writes: true,
+                wal_log_hints: false,
                 segment_size: SegmentSize::new(mebibytes << 20).unwrap(),
                 data_checksum_version: 1,
             };

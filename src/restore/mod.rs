@@ -49,6 +49,7 @@ use file::{BadPages, Written};
 use finish::Ending;
 use listing::Listing;
 pub use progress::{Phase, Progress};
+pub use site::configuration_in;
 use site::{Site, Wanted};
 use source::Source;
 use standby::StandbySettings;

@@ -245,8 +245,8 @@ fn known_places(standing: &Standing, target: &Path, folder_name: &str) -> Result
     }
 }
 
-/// The host's own configuration in a cluster.
-fn configuration_in(target: &Path) -> Result<Vec<PathBuf>, FileError> {
+/// The host's own configuration in a cluster, relative to it.
+pub fn configuration_in(target: &Path) -> Result<Vec<PathBuf>, FileError> {
     let mut kept = Vec::new();
     let relative = |entry: &DirEntry| entry.path().strip_prefix(target).unwrap_or(entry.path()).to_owned();
     let walk = WalkDir::new(target).follow_root_links(true).into_iter();

@@ -178,6 +178,8 @@ mod tests {
             timeline: TIMELINE,
             minimum_recovery_lsn: Lsn(minimum),
             backup_start_lsn: Lsn(backup),
+            full_page_writes: true,
+            wal_log_hints: false,
             segment_size: SegmentSize::new(1 << 20).unwrap(),
             data_checksum_version: 0,
         }

@@ -56,7 +56,7 @@ pub use fetch::Fetched;
 pub use index::Mark;
 pub use reset::Log;
 pub use retention::{Hold, Retention};
-pub use state::{Configured, Forgotten, Member, MemberRole, NodeRole, Promise, State, Superseded};
+pub use state::{Configured, Forgotten, Member, MemberRole, NodeRole, Promise, Rewind, State, Superseded};
 pub use timeline::{Branch, Fork, TimelineIdentity};
 pub use trouble::{Part, Trouble, Troubles};
 pub use writer::Writer;

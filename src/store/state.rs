@@ -97,6 +97,15 @@ pub struct Superseded {
     pub by: String,
 }
 
+/// A pg_rewind that was begun on this node's data directory. Until its end PostgreSQL must not be started there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Rewind {
+    /// What this node went past.
+    pub fork: Fork,
+    /// It has ended well, and what is left is to settle what it left as a standby. Otherwise only a new seed helps.
+    pub has_ended: bool,
+}
+
 /// The state of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -126,6 +135,8 @@ pub struct State {
     pub promoting: Option<Branch>,
     /// What this node and its PostgreSQL went past, until both are back at it: PostgreSQL is not started before.
     pub past_fork: Option<Fork>,
+    /// A pg_rewind that was begun here, until this node lives as a standby.
+    pub rewind: Option<Rewind>,
     /// The timelines of the store, oldest first; the last is the newest.
     pub timelines: Vec<TimelineIdentity>,
     /// The other nodes.
@@ -172,6 +183,8 @@ struct StateFile {
     promoting: Option<Branch>,
     #[serde(default)]
     past_fork: Option<Fork>,
+    #[serde(default)]
+    rewind: Option<Rewind>,
     timelines: Vec<TimelineIdentity>,
     members: Vec<Member>,
     #[serde(default)]
@@ -200,6 +213,7 @@ impl State {
             server_version: 0,
             promoting: None,
             past_fork: None,
+            rewind: None,
             timelines: Vec::new(),
             members: Vec::new(),
             forgotten: Vec::new(),
@@ -283,6 +297,7 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), StoreError> {
         server_version: state.server_version,
         promoting: state.promoting.clone(),
         past_fork: state.past_fork,
+        rewind: state.rewind,
         timelines: state.timelines.clone(),
         members: state.members.clone(),
         forgotten: state.forgotten.clone(),
@@ -312,6 +327,7 @@ pub(super) fn read(path: &Path) -> Result<State, StoreError> {
         server_version: file.server_version,
         promoting: file.promoting,
         past_fork: file.past_fork,
+        rewind: file.rewind,
         timelines: file.timelines,
         members: file.members,
         forgotten: file.forgotten,
@@ -371,7 +387,9 @@ mod tests {
             |serial, ack: &str| Resolved::new(serial, ack.parse().unwrap(), StallLimit(None), &known);
         state.policy = Kept { effective: Some(policy(4, "all")), pending: Some(policy(5, "any 1 (*)")) };
         let stall_limit = "1500ms".parse().unwrap();
-        state.past_fork = Some(Fork { timeline: TimelineId(3), lsn: Lsn(80), end: Lsn(90) });
+        let fork = Fork { timeline: TimelineId(3), lsn: Lsn(80), end: Lsn(90) };
+        state.past_fork = Some(fork);
+        state.rewind = Some(Rewind { fork, has_ended: true });
         state.configured = Some(Configured { ack: "first 1 (db3)".parse().unwrap(), stall_limit });
         state
     }
@@ -385,7 +403,7 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         let mut body: serde_json::Value = serde_json::from_str(&text).unwrap();
         let body = body["state"].as_object_mut().unwrap();
-        for later in ["policy", "configured", "forgotten", "past_fork"] {
+        for later in ["policy", "configured", "forgotten", "past_fork", "rewind"] {
             assert!(body.remove(later).is_some(), "{later}");
         }
         std::fs::write(&path, FORM.frame(&serde_json::to_string_pretty(body).unwrap())).unwrap();
@@ -396,6 +414,7 @@ mod tests {
                 configured: None,
                 forgotten: Vec::new(),
                 past_fork: None,
+                rewind: None,
                 ..state
             }
         );

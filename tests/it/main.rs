@@ -86,6 +86,8 @@ mod rejoin;
 mod replication;
 /// Standbys that are made whole of what is there: let go, damaged, diverged.
 mod reseed;
+/// A primary that diverged comes back by its own pg_rewind.
+mod rewind;
 /// Scenes of a few nodes, in words.
 mod scenes;
 /// The few queries, what they need, and how their errors are sorted.

@@ -6,14 +6,19 @@ use walship::report::Role;
 use crate::harness::{Node, PROMOTE, Test, eventually};
 use crate::promotion::{three, write};
 
-/// Waits until a node lives as a standby of another one.
-async fn is_standby(node: &Node) {
-    eventually(&format!("{} is a standby", node.name()), async || {
-        let role = node.status().await?.node.role;
-        ensure!(role == Role::Standby, "{role:?}");
+/// Waits until a node says that it has a role.
+pub async fn is(node: &Node, role: Role) {
+    eventually(&format!("{} is a {role:?}", node.name()), async || {
+        let now = node.status().await?.node.role;
+        ensure!(now == role, "{now:?}");
         Ok(())
     })
     .await;
+}
+
+/// Waits until a node lives as a standby of another one.
+async fn is_standby(node: &Node) {
+    is(node, Role::Standby).await;
 }
 
 fn capsules(node: &Node) -> Vec<String> {
@@ -79,8 +84,19 @@ async fn what_only_the_old_primary_had_is_kept_before_it_is_made_equal() {
     db1.sidecar.wait_log("this node was superseded").await;
     let dry = db1.walship(&["rejoin", "--dry-run"]).await.succeeded();
     assert!(dry.contains("that db2 never had") && dry.contains("nothing was changed"), "{dry}");
+    // It stopped PostgreSQL. Without checksums pg_rewind can't know which pages changed.
+    let mut checksums = db1.cluster.account().command(db1.cluster.binaries().program("pg_checksums"));
+    checksums.arg("--disable").arg("-D").arg(db1.cluster.data_directory());
+    db1.cluster.run(checksums).await.unwrap();
+    let dry = db1.walship(&["rejoin", "--dry-run"]).await.succeeded();
+    let why = "by a copy of what differs, not by pg_rewind: without data checksums and wal_log_hints";
+    assert!(dry.contains(why), "{dry}");
+    let refused =
+        ["pg_rewind can't work: without data checksums", "hint: Without --method it is done by a copy"];
+    db1.walship(&["rejoin", "--method", "rewind"]).await.failed(3, &refused);
     let done = db1.walship(&["rejoin"]).await.exited_with(0);
     assert!(done.stderr.contains("that db2 never had") && done.stderr.contains("is kept in"), "{done:?}");
+    assert!(done.stderr.contains("pg_rewind can't work"), "{done:?}");
     assert!(done.stdout.contains("db1 is being made equal to db2"), "{done:?}");
     is_standby(&db1).await;
     db1.equals(&db2).await;

@@ -117,6 +117,8 @@ pub enum Purpose {
     Wal,
     /// The same for a candidate, from a node whose log stands still: it lacks what that one has.
     Salvage,
+    /// What the asker's `pg_rewind` needs to read at the primary's PostgreSQL; for a node alone.
+    Sql,
     /// Questions.
     Ask,
     /// Something that a newer version wants.

@@ -14,6 +14,7 @@
 //! * [`Purpose::Files`], several at once: [`WantFile`]s up, without waiting for an answer in between, then
 //!   `NoMoreFiles`; for each file, in the order in which they were asked for, [`FileBegin`], [`FileChunk`]s and
 //!   [`FileEnd`] down, or [`FileGone`], then `NoMoreFiles`;
+//! * [`Purpose::Sql`]: [`Message::Sql`] in both directions, until either end closes;
 //! * [`Purpose::Ask`]: `Ask` up, [`Answer`] down, as often as wanted; from a node also [`VoteRequest`] up, [`Vote`] down;
 //!   [`Withdrawal`] up, [`Answer`] down; `WantCertificate` up, [`KeptCertificate`] down; [`Order`] up, [`Told`] down until one
 //!   of them is the outcome.
@@ -90,6 +91,7 @@ mod kind {
 
     pub const WAL: u8 = 0x80;
     pub const FILE_CHUNK: u8 = 0x81;
+    pub const SQL: u8 = 0x82;
 }
 
 /// Everything that can be said.
@@ -167,6 +169,9 @@ pub enum Message {
     BackupStopped(Box<BackupStopped>),
     /// The file that makes the copy one that can start.
     ControlFile(ControlFileContent),
+
+    /// A piece of what PostgreSQL and a client of its say to each other.
+    Sql(Bytes),
 }
 
 impl Message {
@@ -208,6 +213,7 @@ impl Message {
             Message::BackupStop => "BackupStop",
             Message::BackupStopped(_) => "BackupStopped",
             Message::ControlFile(_) => "ControlFile",
+            Message::Sql(_) => "Sql",
         }
     }
 
@@ -250,6 +256,7 @@ impl Message {
             Message::BackupStop => Ok(empty(kind::BACKUP_STOP)),
             Message::BackupStopped(stopped) => json(kind::BACKUP_STOPPED, name, &stopped),
             Message::ControlFile(content) => Ok(content.encode(kind::CONTROL_FILE)),
+            Message::Sql(body) => Ok(Frame { kind: kind::SQL, body, ..Frame::default() }),
         }
     }
 
@@ -298,6 +305,7 @@ impl Message {
                 from_json("BackupStopped", frame).map(|stopped| Message::BackupStopped(Box::new(stopped)))
             }
             kind::CONTROL_FILE => Ok(Message::ControlFile(ControlFileContent(frame.body))),
+            kind::SQL => Ok(Message::Sql(frame.body)),
             kind => Err(LinkError::UnknownKind { kind }),
         }
     }

@@ -106,6 +106,11 @@ impl RawMessage {
         buffer.advance(5);
         Ok(Some(RawMessage { tag, body: buffer.split_to(body_bytes).freeze() }))
     }
+
+    /// Appends it as it was framed.
+    pub fn encode(&self, out: &mut BytesMut) {
+        put_message(out, self.tag, |out| out.put_slice(&self.body));
+    }
 }
 
 /// Takes a packet without a tag, as they come before a session starts, out of `buffer`.

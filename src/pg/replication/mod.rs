@@ -6,6 +6,7 @@
 mod authentication;
 mod channel_binding;
 mod error;
+mod session;
 mod socket;
 mod stream;
 
@@ -21,6 +22,7 @@ use super::party::Party;
 use super::{Conninfo, Lsn, TimelineId};
 pub use error::ReplicationError;
 use error::{protocol, sort, sort_message_error};
+pub use session::Session;
 use socket::{ReadHalf, WriteHalf};
 pub use stream::{Event, Incoming, Outgoing, Started};
 
@@ -59,19 +61,8 @@ impl Replication {
     }
 
     async fn open(conninfo: &Conninfo, application_name: &str, party: Party) -> Result<Replication> {
-        let socket = socket::open(conninfo).await.map_err(|error| party.unreachable(error.to_string()))?;
-        let (reader, writer) = (MessageReader::new(socket.reader), MessageWriter::new(socket.writer));
-        let mut replication = Replication { reader, writer, party };
-        let parameters = [
-            ("user", conninfo.user()),
-            ("replication", "true"),
-            ("application_name", application_name),
-            ("options", conninfo.options()),
-        ];
-        let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
-        Startup::Session { minor: 0, parameters }.encode(replication.writer.buffer());
-        replication.flush().await?;
-        replication.authenticate(conninfo, socket.server_end_point).await?;
+        let kind = ("replication", "true");
+        let mut replication = Replication::log_in(conninfo, kind, application_name, party).await?;
         loop {
             match replication.read().await? {
                 Backend::ReadyForQuery { .. } => return Ok(replication),
@@ -85,6 +76,29 @@ impl Replication {
                 }
             }
         }
+    }
+
+    /// Begins a session of a kind, up to where the server has found that we are who we say.
+    async fn log_in(
+        conninfo: &Conninfo,
+        kind: (&str, &str),
+        application_name: &str,
+        party: Party,
+    ) -> Result<Replication> {
+        let socket = socket::open(conninfo).await.map_err(|error| party.unreachable(error.to_string()))?;
+        let (reader, writer) = (MessageReader::new(socket.reader), MessageWriter::new(socket.writer));
+        let mut replication = Replication { reader, writer, party };
+        let parameters = [
+            ("user", conninfo.user()),
+            kind,
+            ("application_name", application_name),
+            ("options", conninfo.options()),
+        ];
+        let parameters = parameters.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        Startup::Session { minor: 0, parameters }.encode(replication.writer.buffer());
+        replication.flush().await?;
+        replication.authenticate(conninfo, socket.server_end_point).await?;
+        Ok(replication)
     }
 
     /// `IDENTIFY_SYSTEM`: who the server is and how far.

@@ -25,11 +25,23 @@ pub enum Grant {
     SetSyncNames,
     /// Having the configuration read again.
     ReloadConfiguration,
+    /// Reading files, as another node's pg_rewind does.
+    ReadFiles,
+    /// Having a checkpoint made; in PostgreSQL 14 only a superuser may.
+    Checkpoint,
 }
+
+/// What pg_rewind calls at its source.
+const READ_FILES: [&str; 4] = [
+    "pg_ls_dir(text, boolean, boolean)",
+    "pg_stat_file(text, boolean)",
+    "pg_read_binary_file(text)",
+    "pg_read_binary_file(text, bigint, bigint, boolean)",
+];
 
 impl Grant {
     /// Every one.
-    pub const ALL: [Grant; 9] = [
+    pub const ALL: [Grant; 11] = [
         Grant::Replication,
         Grant::BackupStart,
         Grant::BackupStop,
@@ -39,11 +51,16 @@ impl Grant {
         Grant::ReadAllStats,
         Grant::SetSyncNames,
         Grant::ReloadConfiguration,
+        Grant::ReadFiles,
+        Grant::Checkpoint,
     ];
 
     /// Those that can be granted in a version.
     pub fn of(version: ServerVersion) -> impl Iterator<Item = Grant> {
-        Grant::ALL.into_iter().filter(move |grant| *grant != Grant::SetSyncNames || version.major() >= 15)
+        let is_grantable = version.major() >= 15;
+        Grant::ALL
+            .into_iter()
+            .filter(move |grant| is_grantable || !matches!(grant, Grant::SetSyncNames | Grant::Checkpoint))
     }
 
     /// What it is for, in words.
@@ -58,6 +75,8 @@ impl Grant {
             Grant::ReadAllStats => "see the details of replication connections",
             Grant::SetSyncNames => "set synchronous_standby_names",
             Grant::ReloadConfiguration => "have the configuration read again",
+            Grant::ReadFiles => "read files for another node's pg_rewind",
+            Grant::Checkpoint => "have a checkpoint made",
         }
     }
 
@@ -72,7 +91,12 @@ impl Grant {
             Grant::Promote => Some("pg_promote(boolean, integer)"),
             Grant::ResumeReplay => Some("pg_wal_replay_resume()"),
             Grant::ReloadConfiguration => Some("pg_reload_conf()"),
-            Grant::Replication | Grant::ReadAllSettings | Grant::ReadAllStats | Grant::SetSyncNames => None,
+            Grant::Replication
+            | Grant::ReadAllSettings
+            | Grant::ReadAllStats
+            | Grant::SetSyncNames
+            | Grant::ReadFiles
+            | Grant::Checkpoint => None,
         }
     }
 
@@ -86,6 +110,11 @@ impl Grant {
             (Grant::SetSyncNames, None) => {
                 format!("GRANT ALTER SYSTEM ON PARAMETER synchronous_standby_names TO {role};")
             }
+            (Grant::ReadFiles, None) => {
+                let functions = READ_FILES.map(|function| format!("pg_catalog.{function}")).join(", ");
+                format!("GRANT EXECUTE ON FUNCTION {functions} TO {role};")
+            }
+            (Grant::Checkpoint, None) => format!("GRANT pg_checkpoint TO {role};"),
             (Grant::ReadAllStats, None) => format!("GRANT pg_read_all_stats TO {role};"),
             (_, None) => format!("GRANT pg_read_all_settings TO {role};"),
         }
@@ -105,7 +134,12 @@ impl Sql {
                 let sql = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user";
                 self.row(TASK, sql, &[]).await?
             }
-            (Grant::SetSyncNames, None) if self.version().major() < 15 => {
+            (Grant::ReadFiles, None) => {
+                let functions = READ_FILES.map(|function| format!("pg_catalog.{function}")).to_vec();
+                let sql = "SELECT bool_and(has_function_privilege(name, 'EXECUTE')) FROM unnest($1::text[]) AS name";
+                self.row(TASK, sql, &[&functions]).await?
+            }
+            (Grant::SetSyncNames | Grant::Checkpoint, None) if self.version().major() < 15 => {
                 self.row(TASK, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user", &[]).await?
             }
             (Grant::SetSyncNames, None) => {
@@ -113,8 +147,11 @@ impl Sql {
                 self.row(TASK, sql, &[]).await?
             }
             (other, None) => {
-                let stats = other == Grant::ReadAllStats;
-                let role = if stats { "pg_read_all_stats" } else { "pg_read_all_settings" };
+                let role = match other {
+                    Grant::ReadAllStats => "pg_read_all_stats",
+                    Grant::Checkpoint => "pg_checkpoint",
+                    _ => "pg_read_all_settings",
+                };
                 self.row(TASK, "SELECT pg_has_role($1::text, 'USAGE')", &[&role]).await?
             }
         };

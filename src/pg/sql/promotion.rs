@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::{Grant, Sql, SqlError, Task};
 use crate::pg::Lsn;
 
+/// Even one that finds all buffers changed is over by then.
+const CHECKPOINT_TIME_MAX: Duration = Duration::from_secs(600);
+
 /// How a standby replays.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Replay {
@@ -53,5 +56,11 @@ impl Sql {
     pub async fn resume_replay(&self) -> Result<(), SqlError> {
         const TASK: Task = Task::needing("resume the replay", Grant::ResumeReplay);
         self.rows(TASK, "SELECT pg_wal_replay_resume()", &[]).await.map(|_| ())
+    }
+
+    /// Makes a checkpoint at once.
+    pub async fn checkpoint(&self) -> Result<(), SqlError> {
+        let task = Task::needing("make a checkpoint", Grant::Checkpoint).within(CHECKPOINT_TIME_MAX);
+        self.rows(task, "CHECKPOINT", &[]).await.map(|_| ())
     }
 }

@@ -1,0 +1,245 @@
+//! Both ends of the way that pg_rewind's SQL takes: a socket file here, the link, a session over there.
+
+use std::fs::{self, Permissions};
+use std::future::Future;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context;
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::asked::{Gate, Refused};
+use crate::durable;
+use crate::link::message::{Code, Heartbeat, Reject};
+use crate::link::{Conn, HEARTBEAT_EVERY, LinkError, Message, PEER_DEAD_AFTER, Reader, Writer};
+use crate::pg::message::backend::{Backend, ServerMessage};
+use crate::pg::message::frontend::Startup;
+use crate::pg::message::{MessageReader, MessageWriter};
+use crate::pg::replication::Session;
+
+/// The port in the socket's name; the folder is its own.
+pub const PORT: u16 = 5432;
+
+/// Longest path of a socket (`sun_path`, less its final zero).
+const PATH_BYTES_MAX: usize = 107;
+
+const PIECE_BYTES: usize = 256 << 10;
+
+const BEAT: Message = Message::Heartbeat(Heartbeat::BARE);
+
+/// Where pg_rewind connects to.
+#[derive(Debug)]
+pub struct Client {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Bytes that came for it.
+    moved_bytes: Arc<AtomicU64>,
+}
+
+impl Client {
+    /// Listens in a folder that nobody else may enter. Blocks for a moment.
+    pub fn bind(folder: &Path) -> anyhow::Result<Client> {
+        let path = folder.join(format!(".s.PGSQL.{PORT}"));
+        anyhow::ensure!(
+            path.as_os_str().len() <= PATH_BYTES_MAX,
+            "the path {} is longer than the {PATH_BYTES_MAX} bytes of a unix socket's",
+            path.display()
+        );
+        durable::create_folder(folder)?;
+        fs::set_permissions(folder, Permissions::from_mode(0o700))
+            .with_context(|| format!("make {} private", folder.display()))?;
+        durable::remove(&path)?;
+        let listener = UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))
+            .with_context(|| format!("protect {}", path.display()))?;
+        Ok(Client { listener, path, moved_bytes: Arc::default() })
+    }
+
+    /// Counts the bytes that come for it.
+    pub fn moved_bytes(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.moved_bytes)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        // Whatever is left of it is taken away before the next.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Lends pg_rewind the session of another node, one connection after the other, until it is dropped; `connect` makes a
+/// link for each.
+pub async fn lend<S>(client: &Client, connect: impl AsyncFn() -> anyhow::Result<Conn<S>>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        let served = match client.listener.accept().await {
+            Ok((stream, _)) => serve_client(stream, &connect, &client.moved_bytes).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = served {
+            // pg_rewind was told, and says so.
+            tracing::info!("pg_rewind's connection ended: {error:#}");
+        }
+    }
+}
+
+async fn serve_client<S>(
+    stream: UnixStream,
+    connect: &impl AsyncFn() -> anyhow::Result<Conn<S>>,
+    moved_bytes: &AtomicU64,
+) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (read, write) = stream.into_split();
+    let (mut reader, mut writer) = (MessageReader::new(read), MessageWriter::new(write));
+    loop {
+        match reader.read_startup().await? {
+            Some(Startup::Session { .. }) => break,
+            Some(Startup::Ssl | Startup::Gss) => {
+                writer.buffer().extend_from_slice(b"N");
+                writer.flush().await?;
+            }
+            Some(Startup::Cancel { .. }) | None => return Ok(()),
+        }
+    }
+    let (read, behind) = reader.into_parts();
+    anyhow::ensure!(behind.is_empty(), "it goes on before it was let in");
+    let mut write = writer.into_inner();
+    let passed = async {
+        let (link_reader, mut link_writer) = connect().await?.split();
+        let counted = |bytes: &Bytes| {
+            moved_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            Ok(bytes.clone())
+        };
+        // Either direction that ends is the end of both.
+        tokio::select! {
+            ended = inward(link_reader, &mut write, counted) => ended,
+            ended = outward(read, &mut link_writer) => ended,
+        }
+    };
+    let passed = passed.await;
+    if let Err(error) = &passed {
+        let mut told = BytesMut::new();
+        Backend::ErrorResponse(ServerMessage::fatal("08006", format!("{error:#}"))).encode(&mut told);
+        // It may be gone already.
+        let _ = write.write_all(&told).await;
+    }
+    passed
+}
+
+/// Serves the other end: passes on what pg_rewind asks of a session, which `prepare` makes, and nothing else. Ends with
+/// either of them.
+pub async fn serve<S>(
+    conn: Conn<S>,
+    prepare: impl Future<Output = Result<Session, Reject>>,
+) -> anyhow::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let (reader, mut writer) = conn.split();
+    let session = match prepared(&mut writer, prepare).await? {
+        Ok(session) => session,
+        Err(reject) => return refuse(&mut writer, reject).await,
+    };
+    writer.write(Message::Sql(session.greeting)).await?;
+    let mut gate = Gate::default();
+    let mut server = session.writer;
+    // Either direction that ends is the end of both.
+    let ended = tokio::select! {
+        ended = inward(reader, &mut server, |bytes| Ok(gate.admit(bytes)?)) => ended,
+        ended = outward(session.reader, &mut writer) => ended,
+    };
+    match ended {
+        Err(error) if error.is::<Refused>() => {
+            let hint = "Run it without --method rewind: the data directory is compared and copied then.";
+            let reject = Reject { code: Code::Violation, message: error.to_string(), hint: hint.to_owned() };
+            refuse(&mut writer, reject).await
+        }
+        ended => ended,
+    }
+}
+
+/// Waits for the session, while the other end hears that somebody is here.
+async fn prepared<S: AsyncRead + AsyncWrite>(
+    writer: &mut Writer<S>,
+    prepare: impl Future<Output = Result<Session, Reject>>,
+) -> Result<Result<Session, Reject>, LinkError> {
+    tokio::pin!(prepare);
+    let mut ticker = interval(HEARTBEAT_EVERY);
+    loop {
+        // Cancel-safe: `prepare` is pinned outside, and a tick comes again.
+        tokio::select! {
+            prepared = &mut prepare => return Ok(prepared),
+            _ = ticker.tick() => writer.write(BEAT).await?,
+        }
+    }
+}
+
+async fn refuse<S: AsyncRead + AsyncWrite>(writer: &mut Writer<S>, reject: Reject) -> anyhow::Result<()> {
+    writer.write(Message::Reject(reject.clone())).await?;
+    writer.close().await?;
+    Err(LinkError::Refused(Box::new(reject)).into())
+}
+
+/// Waits until the other end is ready to pass on SQL; why not, otherwise.
+pub async fn try_out<S: AsyncRead + AsyncWrite>(mut conn: Conn<S>) -> Result<(), LinkError> {
+    loop {
+        match conn.read_within(PEER_DEAD_AFTER).await? {
+            Message::Sql(_) => return Ok(()),
+            Message::Heartbeat(_) => {}
+            other => return Err(LinkError::unexpected("Sql", other)),
+        }
+    }
+}
+
+/// From the link to a local end, through `admit`.
+async fn inward<S: AsyncRead>(
+    mut link: Reader<S>,
+    local: &mut (impl AsyncWrite + Unpin),
+    mut admit: impl FnMut(&Bytes) -> anyhow::Result<Bytes>,
+) -> anyhow::Result<()> {
+    loop {
+        match link.read_within(PEER_DEAD_AFTER).await {
+            Ok(Message::Sql(bytes)) => {
+                local.write_all(&admit(&bytes)?).await?;
+                local.flush().await?;
+            }
+            Ok(Message::Heartbeat(_)) => {}
+            Ok(other) => return Err(LinkError::unexpected("Sql", other).into()),
+            Err(LinkError::Closed) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// From a local end to the link, and a sign of life when there is nothing.
+async fn outward<S: AsyncRead + AsyncWrite>(
+    mut local: impl AsyncRead + Unpin,
+    link: &mut Writer<S>,
+) -> anyhow::Result<()> {
+    let mut buffer = BytesMut::new();
+    let mut ticker = interval(HEARTBEAT_EVERY);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        buffer.reserve(PIECE_BYTES);
+        // Cancel-safe: a read takes what it gives, and a tick comes again.
+        tokio::select! {
+            read = local.read_buf(&mut buffer) => {
+                if read? == 0 {
+                    return Ok(link.close().await?);
+                }
+                link.write(Message::Sql(buffer.split().freeze())).await?;
+            }
+            _ = ticker.tick() => link.write(BEAT).await?,
+        }
+    }
+}
