@@ -22,7 +22,7 @@ use crate::failpoint;
 use crate::fault::{Fault, in_full};
 use crate::link::LinkError;
 use crate::link::message::Purpose;
-use crate::pg::control::ControlFile;
+use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::postmaster;
 use crate::restore::standby::SIGNAL_FILE;
 use crate::restore::target::{Kind, StandbyPlace};
@@ -238,22 +238,32 @@ async fn carry_out(node: &Arc<Node>, plan: &Plan, held: File) -> anyhow::Result<
 /// Goes on with a rewind that was begun: its outcome is known, and nobody is at work there any more. As what this node
 /// goes on.
 pub async fn settle(node: &Arc<Node>, rewind: Rewind) -> anyhow::Result<Way> {
+    postgres::stop(&node.config).await?;
     drop(hold(node).await?);
-    let settled = node.blocking("settle what pg_rewind left", move |node| {
-        let (data_directory, folder) = (&node.config.postgres.data_directory, folder(&node.config));
-        own::put_back(data_directory, &folder)?;
-        if rewind.has_ended {
-            seed::settings_of(&node.config, StandbyPlace::default()).apply(data_directory)?;
-            failpoint::hit("rewind-settled");
-            fork::cut_log(node, rewind.fork)?;
-        }
-        anyhow::Ok(own::forget(&folder)?)
-    });
-    settled.await??;
+    let settled = node.blocking("settle what pg_rewind left", move |node| settled(node, rewind));
+    let follows = settled.await??;
     failpoint::hit("rewind-cut");
-    if rewind.has_ended {
-        Ok(Way::AsItIs)
-    } else {
-        Ok(Way::Anew(Seed::automatic(&node.config, Kind::Reseed)))
+    Ok(if follows { Way::AsItIs } else { Way::Anew(Seed::automatic(&node.config, Kind::Reseed)) })
+}
+
+/// Whether it follows as it is. Blocks.
+fn settled(node: &Node, rewind: Rewind) -> anyhow::Result<bool> {
+    let (data_directory, folder) = (&node.config.postgres.data_directory, folder(&node.config));
+    own::put_back(data_directory, &folder)?;
+    let follows = rewind.has_ended && is_a_standbys(data_directory)?;
+    if follows {
+        let mut settings = seed::settings_of(&node.config, StandbyPlace::default());
+        settings.add_primarys(data_directory, &ControlFile::limits_in(data_directory)?);
+        settings.apply(data_directory)?;
+        failpoint::hit("rewind-settled");
+        fork::cut_log(node, rewind.fork)?;
     }
+    own::forget(&folder)?;
+    Ok(follows)
+}
+
+/// Whether nobody has started it as anything else since pg_rewind, which takes the signal away, has left it.
+fn is_a_standbys(data_directory: &Path) -> anyhow::Result<bool> {
+    let control = ControlFile::read(data_directory).context("read pg_control")?;
+    Ok(matches!(control.state, ClusterState::InArchiveRecovery | ClusterState::ShutDownInRecovery))
 }

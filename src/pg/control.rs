@@ -3,6 +3,7 @@
 //! The file is the in-memory struct of a little-endian, 8-byte aligned build, protected by a CRC-32C behind its
 //! last field. Every field used here has the same offset in all supported versions; only the end moved in 18.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -16,6 +17,15 @@ pub const CONTROL_FILE: &str = "global/pg_control";
 
 /// Its size on disk, whatever the version: the rest is zeros.
 pub const CONTROL_FILE_BYTES: usize = 8192;
+
+/// The settings that a standby must have as high as its primary, in the order in which a control file holds them.
+const LIMITS: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
 
 /// How often one is read whose checksum is wrong, and the pause in between.
 const READS: u32 = 4;
@@ -127,6 +137,8 @@ mod offset {
     pub const MINIMUM_RECOVERY: usize = 136;
     pub const BACKUP_START: usize = 152;
     pub const WAL_LOG_HINTS: usize = 176;
+    /// The first of [`super::LIMITS`], four bytes each.
+    pub const LIMITS: usize = 180;
     pub const SEGMENT_SIZE: usize = 228;
     pub const DATA_CHECKSUM_VERSION: usize = 252;
 }
@@ -179,6 +191,24 @@ impl ControlFile {
             segment_size: segment_size_from(u32_at(offset::SEGMENT_SIZE)?)?,
             data_checksum_version: u32_at(offset::DATA_CHECKSUM_VERSION)?,
         })
+    }
+
+    /// What the server that wrote the control file of a data directory had for the settings that a standby must have as
+    /// high. Blocks.
+    pub fn limits_in(data_directory: &Path) -> Result<BTreeMap<String, String>, ControlError> {
+        ControlFile::read(data_directory)?;
+        let path = data_directory.join(CONTROL_FILE);
+        let bytes = fs::read(&path).map_err(|source| ControlError::Read { path, source })?;
+        ControlFile::limits(&bytes)
+    }
+
+    fn limits(bytes: &[u8]) -> Result<BTreeMap<String, String>, ControlError> {
+        let limit = |(index, name): (usize, &&str)| {
+            let value = field_u32(bytes, offset::LIMITS + 4 * index);
+            let value = value.ok_or(ControlError::Short { bytes: bytes.len() })?;
+            Ok(((*name).to_owned(), value.to_string()))
+        };
+        LIMITS.iter().enumerate().map(limit).collect()
     }
 
     /// True when data pages carry checksums.
@@ -286,6 +316,16 @@ mod tests {
             };
             assert_eq!(ControlFile::parse(&fixture(major)).unwrap(), expected, "PostgreSQL {major}");
         }
+    }
+
+    #[test]
+    fn the_limits_of_a_new_cluster_are_read() {
+        for major in 14..=18 {
+            let limits = ControlFile::limits(&fixture(major)).unwrap();
+            let values: Vec<&str> = LIMITS.iter().map(|name| limits[*name].as_str()).collect();
+            assert_eq!(values, ["100", "8", "10", "0", "64"], "PostgreSQL {major}");
+        }
+        assert!(ControlFile::limits(&fixture(15)[..199]).is_err());
     }
 
     #[test]

@@ -175,4 +175,36 @@ mod tests {
         let line = lines.next(&mut long.as_bytes()).await.unwrap().unwrap();
         assert!(line.len() < 5 * LINE_BYTES_MAX, "{}", line.len());
     }
+
+    /// Runs a script in pg_rewind's place.
+    async fn run(script: &str) -> (anyhow::Result<()>, Vec<Line>) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pg_rewind");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        let program = Program {
+            path,
+            data_directory: folder.path().to_owned(),
+            socket_folder: "/run/it's here".into(),
+            held: File::open(folder.path()).unwrap(),
+        };
+        let mut heard = Vec::new();
+        let ended = program.run(&AtomicU64::new(0), |line| heard.push(line.clone())).await;
+        (ended, heard)
+    }
+
+    #[tokio::test]
+    async fn how_it_ended_is_told_with_its_last_words() {
+        let (ended, heard) = run("for word in \"$@\"; do echo \"$word\" >&2; done").await;
+        ended.unwrap();
+        let source = Line::Other("host='/run/it\\'s here' port=5432 user=walship dbname=postgres".to_owned());
+        assert!(heard.contains(&source), "{heard:?}");
+        let script = "seq 1 9 >&2; echo 'pg_rewind: fatal: could not open file \"x\"' >&2; exit 1";
+        let error = run(script).await.0.unwrap_err().to_string();
+        let expected = "pg_rewind failed (exit status: 1): 6; 7; 8; 9; fatal: could not open file \"x\"";
+        assert_eq!(error, expected);
+        let error = run("echo 'pg_rewind: no rewind required' >&2").await.0.unwrap_err();
+        assert!(error.to_string().contains("found nothing to do"), "{error}");
+    }
 }

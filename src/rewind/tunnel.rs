@@ -243,3 +243,92 @@ async fn outward<S: AsyncRead + AsyncWrite>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::DuplexStream;
+    use tokio::sync::Mutex;
+    use tokio::task::LocalSet;
+
+    use crate::pg::message::frontend::Frontend;
+
+    /// The socket file's end and the server's, with all between them.
+    async fn joined(folder: &Path, greeting: Result<&'static [u8], Reject>) -> (UnixStream, DuplexStream) {
+        let client = Client::bind(folder).unwrap();
+        let stream = UnixStream::connect(folder.join(format!(".s.PGSQL.{PORT}"))).await.unwrap();
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (server, session) = tokio::io::duplex(1 << 16);
+        tokio::task::spawn_local(async move {
+            let near = Mutex::new(Some(Conn::new(near)));
+            lend(&client, async || near.lock().await.take().context("only one link")).await;
+        });
+        let (reader, writer) = tokio::io::split(session);
+        let session = greeting.map(|greeting| Session {
+            greeting: Bytes::from_static(greeting),
+            reader: Box::new(reader),
+            writer: Box::new(writer),
+        });
+        tokio::spawn(serve(Conn::new(far), async { session }));
+        (stream, server)
+    }
+
+    async fn say(stream: &mut UnixStream, text: &str) {
+        let mut query = BytesMut::new();
+        Frontend::Query(text.to_owned()).encode(&mut query);
+        stream.write_all(&query).await.unwrap();
+    }
+
+    async fn begin(stream: &mut UnixStream) {
+        let mut startup = BytesMut::new();
+        Startup::Ssl.encode(&mut startup);
+        Startup::Session { minor: 0, parameters: vec![("user".to_owned(), "anybody".to_owned())] }
+            .encode(&mut startup);
+        stream.write_all(&startup).await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'N');
+    }
+
+    #[tokio::test]
+    async fn what_pg_rewind_says_is_heard_by_the_server_and_anything_else_ends_it() {
+        LocalSet::new().run_until(anything_else_ends_it()).await;
+    }
+
+    async fn anything_else_ends_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut client, mut server) = joined(folder.path(), Ok(b"hello")).await;
+        begin(&mut client).await;
+        let mut greeting = [0; 5];
+        client.read_exact(&mut greeting).await.unwrap();
+        assert_eq!(&greeting, b"hello", "who says it is anybody is let in as the sidecar is");
+        say(&mut client, "SHOW full_page_writes").await;
+        let mut heard = vec![0; 27];
+        server.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard[5..], *b"SHOW full_page_writes\0");
+        server.write_all(b"on").await.unwrap();
+        let mut answer = [0; 2];
+        client.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"on");
+        say(&mut client, "DROP TABLE t").await;
+        let (mut told, mut rest) = (Vec::new(), Vec::new());
+        client.read_to_end(&mut told).await.unwrap();
+        let told = String::from_utf8_lossy(&told);
+        assert!(told.contains("FATAL") && told.contains("pg_rewind does not say this"), "{told:?}");
+        server.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty(), "the server has heard {rest:?}");
+    }
+
+    #[tokio::test]
+    async fn why_there_is_no_session_is_told_to_pg_rewind() {
+        LocalSet::new().run_until(no_session()).await;
+    }
+
+    async fn no_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let reject = Reject { code: Code::NotReady, message: "no grant".to_owned(), hint: String::new() };
+        let (mut client, _server) = joined(folder.path(), Err(reject)).await;
+        begin(&mut client).await;
+        let mut told = String::new();
+        client.read_to_string(&mut told).await.unwrap();
+        assert!(told.contains("FATAL") && told.contains("no grant"), "{told:?}");
+    }
+}

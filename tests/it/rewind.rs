@@ -11,6 +11,8 @@ use crate::rejoin::is;
 
 /// `old` is lost, `new` is promoted, and `old` comes back with rows that `new` never had.
 async fn diverge(old: &mut Node, new: &Node, round: u32) {
+    // Nobody is further along than it.
+    new.follows(old).await;
     old.dies().await;
     new.walship(&PROMOTE).await.exited_with(0);
     write(new, &format!("after_{round}")).await;
@@ -110,8 +112,9 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     is(&db2, Role::Standby).await;
     is_sound(&mut db2, &db1).await;
 
-    // After its end: nothing of it is done again.
+    // After its end: nothing of it is done again. PostgreSQL had crashed, too, and recovers first.
     diverge(&mut db1, &db2, 3).await;
+    db1.cluster.kill().await.unwrap();
     db1.runs_with("rewind-settled=abort").await;
     is(&db1, Role::Superseded).await;
     db1.walship(&["rejoin"]).await.exits(4).unwrap();
