@@ -46,7 +46,7 @@ pub enum Method {
     /// By pg_rewind where that can work, else by a copy of what differs.
     #[default]
     Auto,
-    /// By pg_rewind, or not at all.
+    /// By pg_rewind; refused where that can't work, and a copy where it has failed.
     Rewind,
     /// By a copy of what differs.
     Delta,

@@ -28,7 +28,8 @@ pub async fn measure(test: &Test, pairs: &Pairs, effort: Effort, table: &mut Tab
     table.add("base backup of the same data", "s", &native, &walship);
 }
 
-async fn pg_basebackup(pairs: &Pairs, target: &Path) {
+/// PostgreSQL's own.
+pub async fn pg_basebackup(pairs: &Pairs, target: &Path) {
     let cluster = &pairs.native;
     let mut copy = cluster.account().command(cluster.binaries().program("pg_basebackup"));
     copy.args(["-c", "fast", "-X", "stream", "-d", &cluster.conninfo(), "-D"]).arg(target);

@@ -16,6 +16,8 @@ mod commits;
 mod copies;
 /// A primary with two standbys by PostgreSQL's own replication, and one with two by walship's.
 mod pairs;
+/// A primary that diverged comes back.
+mod rejoins;
 /// Medians, ratios, and the table they are printed in.
 mod table;
 /// From the acknowledgement of a commit to its row on the standby.
@@ -56,6 +58,7 @@ async fn main() {
     visible::measure(&pairs, effort, &mut table).await;
     commits::measure(&mut pairs, effort, &mut table).await;
     let link = pairs.link().await;
+    rejoins::measure(&mut pairs, &test.folder().join("copy"), effort, &mut table).await;
     println!("{table}");
     println!("WAL of all this on walship's link to one standby: {link}.");
 }
