@@ -311,6 +311,7 @@ pub async fn account(node: &Arc<Node>) -> anyhow::Result<Answer> {
         promised_epoch: state.promised_epoch,
         promise: state.promise.map(|promise| Promise { epoch: promise.epoch, candidate: promise.candidate }),
         committed_epoch,
+        is_being_promoted: state.promoting.is_some() && node.role() == NodeRole::Standby,
         policy_serial: state.policy.serial(),
         priority: node.config.priority,
         timeline: state.timelines.last().map(wire_identity),

@@ -14,7 +14,7 @@ use super::ask;
 use super::node::Node;
 use crate::failpoint;
 use crate::link::message::{Hello, Purpose, Role};
-use crate::store::{NodeRole, Superseded};
+use crate::store::NodeRole;
 use crate::tls::{Identity, Kind};
 use crate::vitals::Contact;
 
@@ -99,13 +99,13 @@ fn new_primary(node: &Node, hello: &Hello) -> String {
 
 /// This node is the primary no more. Its own epoch stays what it is: a higher one would make others follow it.
 async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<()> {
-    let superseded = Superseded { epoch, by: name.to_owned() };
+    let by = name.to_owned();
     let noted = node.blocking("note who was promoted", move |node| {
         failpoint::hit("superseded-heard");
-        node.store.update_state(|state| state.superseded = Some(superseded))
+        node.store.update_state(|state| state.leave_behind(epoch, by))
     });
     noted.await??;
-    if node.store.state().promise.is_some_and(|promise| promise.stops_primary && promise.epoch == epoch) {
+    if node.store.state().superseded.is_some_and(|superseded| superseded.handed_over) {
         tracing::info!(primary = %name, epoch, "handed over: PostgreSQL here stays down until this node has rejoined");
         return Ok(());
     }

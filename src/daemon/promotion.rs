@@ -125,8 +125,8 @@ async fn last_record(node: &Arc<Node>) -> anyhow::Result<Option<Lsn>> {
 pub async fn carry_out(node: &Arc<Node>, prepared: Prepared, request: &Request) -> anyhow::Result<Done> {
     let answers = prepared.answers.clone();
     let done = elect(node, prepared, request).await;
-    let is_committed = node.store.state().promoting.is_some() || node.role() == NodeRole::Primary;
-    if done.is_err() && !is_committed {
+    if done.is_err() {
+        // The commit has taken the promise with it, and then there is nothing to take back.
         election::withdraw(node, &answers).await?;
     }
     done

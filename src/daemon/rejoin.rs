@@ -180,12 +180,7 @@ async fn until_left_behind(node: &Arc<Node>, not_before: Instant) {
         let _ = newer_primary.wait_for(Option::is_some).await;
         sleep_until(not_before).await;
         let state = node.store.state();
-        let handed_over = state
-            .superseded
-            .as_ref()
-            .zip(state.promise.as_ref())
-            .is_some_and(|(gone, promise)| promise.stops_primary && promise.epoch == gone.epoch);
-        if handed_over || node.config.auto_rejoin && state.superseded.is_some() {
+        if state.superseded.is_some_and(|gone| gone.handed_over || node.config.auto_rejoin) {
             return;
         }
         sleep(RETRY_FIRST).await;

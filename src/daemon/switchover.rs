@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::election::Answers;
 use super::node::Node;
 use super::request::{Done, Promotion};
 use super::{accept, election, order};
@@ -29,14 +30,38 @@ pub async fn carry_out(
     let own = accept::account(node).await?;
     let answers = election::ask_everyone(node).await;
     let all: Vec<&Answer> = answers.values().map(|(_, answer)| answer).chain([&own]).collect();
-    let primary = primary(&all)?;
+    let primary = match primary(&all) {
+        Ok(primary) => primary,
+        Err(none) => {
+            let begun = begun(&all, wanted)?.ok_or(none)?;
+            if wanted.dry_run {
+                let line = format!("the promotion of {begun} would be completed; nothing was changed");
+                return Ok(Done::line(line));
+            }
+            // Whoever asked may have gone.
+            let _ = say.send(format!("the promotion of {begun} was committed: completing it")).await;
+            return promote(node, &answers, &begun, Promotion::default(), &say).await;
+        }
+    };
     let target = match &wanted.to {
         Some(to) if *to == primary => return Ok(Done::line(format!("{to} is the primary already"))),
         Some(to) => named(&all, to)?,
         None => best(&all)?,
     };
+    let _ = say.send(format!("{target} takes over from {primary}")).await;
+    let promotion = Promotion { switchover: true, dry_run: wanted.dry_run, ..Promotion::default() };
+    promote(node, &answers, &target, promotion, &say).await
+}
+
+/// Has a standby promoted, this node or another.
+async fn promote(
+    node: &Arc<Node>,
+    answers: &Answers,
+    target: &str,
+    promotion: Promotion,
+    say: &mpsc::Sender<String>,
+) -> anyhow::Result<Done> {
     if target == node.config.name {
-        let promotion = Promotion { switchover: true, dry_run: wanted.dry_run, ..Promotion::default() };
         let (mut lines, outcome) = order::begin(node, promotion)?;
         while let Some(line) = lines.recv().await {
             // Whoever asked may have gone.
@@ -45,11 +70,29 @@ pub async fn carry_out(
         let ended = outcome.await;
         return ended.map_err(|_| Fault::ended("the sidecar ended before that did", Outcome::Unknown))?;
     }
-    let (address, _) = answers.get(&target).ok_or_else(|| silent(&target))?;
-    let _ = say.send(format!("{target} takes over from {primary}")).await;
-    order::give(node, address, Order::Switchover { dry_run: wanted.dry_run }, &say)
+    let (address, _) = answers.get(target).ok_or_else(|| silent(target))?;
+    let Promotion { dry_run, switchover, .. } = promotion;
+    let order = match switchover {
+        true => Order::Switchover { dry_run },
+        false => Order::Promote { force: false, max_loss_bytes: None, fence_command: None },
+    };
+    order::give(node, address, order, say)
         .await
         .hint(format!("`walship status` on {target} shows how far it came."))
+}
+
+/// Who took over, up to the commit, and did not come to the end; it is the one that was wanted.
+fn begun(all: &[&Answer], wanted: &Switchover) -> anyhow::Result<Option<String>> {
+    let newest =
+        all.iter().filter(|answer| answer.is_being_promoted).max_by_key(|answer| answer.committed_epoch);
+    let Some(begun) = newest.map(|answer| answer.node.clone()) else { return Ok(None) };
+    match &wanted.to {
+        Some(to) if *to != begun => Err(Fault::refused(
+            format!("the promotion of {begun} was committed, and is not complete"),
+            format!("`walship promote` on {begun} completes it; then {to} can take over from it."),
+        )),
+        _ => Ok(Some(begun)),
+    }
 }
 
 /// The primary that answers.

@@ -235,11 +235,10 @@ async fn settle_withdrawn(node: &Arc<Node>) -> anyhow::Result<()> {
     noted.await?
 }
 
-/// A candidate that was stopped before its commit takes its promise back: it will not commit that epoch.
+/// A candidate that was stopped before its commit, which takes the promise with it, takes it back: it will not commit that
+/// epoch.
 pub fn take_own_back(state: &mut State, own: &str) {
-    if state.promoting.is_none() {
-        state.promise.take_if(|promise| promise.candidate == own);
-    }
+    state.promise.take_if(|promise| promise.candidate == own);
 }
 
 /// What a person must know while this node is bound by its vote.

@@ -95,6 +95,9 @@ pub struct Superseded {
     pub epoch: u64,
     /// The node that was promoted.
     pub by: String,
+    /// This node had been stopped for it, or for one before, by its own vote, and has stayed down: nothing is lost.
+    #[serde(default)]
+    pub handed_over: bool,
 }
 
 /// A pg_rewind that was begun on this node's data directory. Until its end PostgreSQL must not be started there.
@@ -258,11 +261,21 @@ impl State {
         self.superseded.as_ref().map_or(0, |superseded| superseded.epoch).max(self.committed_epoch)
     }
 
-    /// Takes note that an epoch was committed; a promise of that epoch or a lower one is kept with it.
+    /// Takes note that an epoch was committed; a promise of that epoch or a lower one is kept with it, and a promotion of
+    /// this node with a lower one will not be completed.
     pub fn learn(&mut self, epoch: u64) {
         self.committed_epoch = self.committed_epoch.max(epoch);
         self.promised_epoch = self.promised_epoch.max(self.committed_epoch);
         self.promise.take_if(|promise| promise.epoch <= self.committed_epoch);
+        self.promoting.take_if(|branch| branch.epoch < self.committed_epoch);
+    }
+
+    /// Takes note that a node was promoted in the place of this one, a primary.
+    pub fn leave_behind(&mut self, epoch: u64, by: String) {
+        let voted = |promise: &Promise| promise.stops_primary && promise.epoch == epoch;
+        let handed_over = self.promise.as_ref().is_some_and(voted)
+            || self.superseded.as_ref().is_some_and(|before| before.handed_over);
+        self.superseded = Some(Superseded { epoch, by, handed_over });
     }
 
     /// The member of that name.

@@ -61,6 +61,7 @@ mod harness_itself;
 mod hooks;
 mod http;
 /// Joining: what is looked at before anything is made, and who may run it.
+mod interrupted;
 mod joining;
 /// Lag, without a sidecar and with.
 mod lag;

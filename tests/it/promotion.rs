@@ -207,46 +207,6 @@ async fn forced_the_loss_is_named() {
     db3.walship(&["promote"]).await.failed(3, &texts);
 }
 
-/// Kills walship at a point of the promotion, and lets the same command finish it.
-async fn finishes_after(point: &str) {
-    let test = Test::new();
-    let mut db1 = test.primary("db1").await;
-    let mut db2 = test.standby("db2", &db1).await;
-    write(&db1, "before").await;
-    db2.follows(&db1).await;
-    db2.knows(&["db1", "db2"]).await;
-    db2.sidecar.terminate().await;
-    db2.runs_with(&format!("{point}=abort")).await;
-    db1.dies().await;
-    db2.walship(&PROMOTE).await.failed(4, &["the sidecar ended without an answer"]);
-    db2.sidecar.ended().await;
-
-    db2.runs_with("").await;
-    db2.walship(&PROMOTE).await.succeeded();
-    write(&db2, "after").await;
-    db2.captures().await;
-    let status = db2.status().await.unwrap();
-    assert!(status.node.committed_epoch >= 1 && status.node.timeline.0 == 2, "{status:?}");
-    let mut db3 = Node::empty(&test, "db3");
-    db3.join(&db1.invite_to("db3", &db2).await, &[]);
-    db3.equals(&db2).await;
-}
-
-#[tokio::test]
-async fn killed_after_the_drain_it_is_finished_by_the_same_command() {
-    finishes_after("promote-drained").await;
-}
-
-#[tokio::test]
-async fn killed_after_the_commit_it_is_finished_by_the_same_command() {
-    finishes_after("promote-committed").await;
-}
-
-#[tokio::test]
-async fn killed_after_the_promotion_it_is_finished_by_the_same_command() {
-    finishes_after("promote-promoted").await;
-}
-
 #[tokio::test]
 async fn a_replay_that_is_held_back_is_seen_before_anything_is_stopped() {
     let test = Test::new();

@@ -329,6 +329,9 @@ pub struct Answer {
     pub promise: Option<Promise>,
     /// The highest epoch it knows to be committed.
     pub committed_epoch: u64,
+    /// A promotion of it was committed, and is not complete.
+    #[serde(default)]
+    pub is_being_promoted: bool,
     /// The highest serial of an acknowledgement policy that it knows; zero for none.
     #[serde(default)]
     pub policy_serial: u64,

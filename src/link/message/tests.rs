@@ -73,6 +73,7 @@ fn one_of_each() -> Vec<Message> {
         timeline: Some(timeline.clone()),
         positions: Some(positions),
         postgres: PostgresAnswer::Up { in_recovery: true, lsn: Lsn(3) },
+        is_being_promoted: true,
         holds_configuration: Some(true),
     };
     let policy = Resolved::new(7, Policy::All, StallLimit(None), &["db1".to_owned(), "db2".to_owned()]);
