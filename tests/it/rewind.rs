@@ -21,6 +21,9 @@ async fn diverge(old: &mut Node, new: &Node, round: u32) {
     // Pages that both had, changed on one side or both.
     old.cluster.sql("UPDATE before SET a = -a").await.unwrap();
     new.cluster.sql("DELETE FROM before WHERE a % 3 = 0").await.unwrap();
+    // Nothing keeps old WAL in pg_wal any more.
+    let drop = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots";
+    old.cluster.sql(drop).await.unwrap();
     old.cluster.sql("CHECKPOINT").await.unwrap();
     old.sidecar.expect_log("this node was superseded");
 }
