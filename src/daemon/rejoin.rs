@@ -24,8 +24,10 @@ use crate::capsule::{self, Kept};
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
 use crate::link::message::{Hello, Role, TimelineIdentity};
+use crate::pg::control::ControlFile;
 use crate::pg::{Lsn, TimelineId};
 use crate::report::units;
+use crate::restore::surplus;
 use crate::restore::target::{Kind, StandbyPlace};
 use crate::store::{Fork, NodeRole, Rewind};
 
@@ -99,18 +101,28 @@ struct Found {
     end: Lsn,
     /// Where the new primary's history left it; `None` when that has nothing of it.
     fork: Option<Lsn>,
+    /// PostgreSQL's last checkpoint, where that lies past the end of the log: what leads there is gone from pg_wal.
+    beyond: Option<Checkpoint>,
+}
+
+/// A checkpoint, as the control file has it.
+#[derive(Clone, Copy)]
+struct Checkpoint {
+    lsn: Lsn,
+    redo: Lsn,
 }
 
 impl Found {
     fn has_diverged(&self) -> bool {
-        self.fork.is_none_or(|fork| self.end > fork)
+        self.fork.is_none_or(|fork| self.end > fork || self.beyond.is_some_and(|beyond| beyond.lsn >= fork))
     }
 
     fn sentence(&self, own: &str) -> String {
-        let Found { primary, timeline, end, fork } = self;
+        let Found { primary, timeline, fork, .. } = self;
+        let end = &self.beyond.map_or(self.end, |beyond| beyond.lsn.max(self.end));
         match fork {
             None => format!("{primary} knows nothing of the timeline {timeline} that {own} is on"),
-            Some(fork) if end > fork => format!(
+            Some(fork) if self.has_diverged() => format!(
                 "{own} has {} that {primary} never had: timeline {timeline} from {fork} to {end}",
                 units::size(end.bytes_since(*fork))
             ),
@@ -238,6 +250,7 @@ async fn would(node: &Arc<Node>, method: Method) -> anyhow::Result<String> {
 async fn unfit(node: &Arc<Node>, found: &Found, method: Method) -> anyhow::Result<Option<String>> {
     let why = match found.fork {
         None => Some(format!("{} does not say where it left timeline {}", found.primary, found.timeline)),
+        Some(_) if found.beyond.is_some() => Some(format!("WAL from {} on is gone from pg_wal", found.end)),
         Some(_) => rewind::unfit(node, method).await?,
     };
     match why {
@@ -286,7 +299,13 @@ async fn look(node: &Arc<Node>) -> anyhow::Result<Found> {
     let fork = ours.and_then(|ours| fork_of(&ours, &hello.timelines));
     let record = node.blocking("find the last record", move |node| node.store.last_record_end(timeline));
     let end = record.await??.unwrap_or(end);
-    Ok(Found { primary: hello.node, timeline, end, fork })
+    let read =
+        node.blocking("read pg_control", |node| ControlFile::read(&node.config.postgres.data_directory));
+    let control = read.await?.context("read pg_control")?;
+    // A slot that was dropped, or a limit of it, lets WAL go that nobody has captured.
+    let is_beyond = control.timeline == timeline && control.checkpoint_lsn >= end;
+    let beyond = is_beyond.then_some(Checkpoint { lsn: control.checkpoint_lsn, redo: control.redo_lsn });
+    Ok(Found { primary: hello.node, timeline, end, fork, beyond })
 }
 
 /// Where a history left a timeline. One of the same number is another one: it is known by its identity. Where the history
@@ -399,7 +418,30 @@ async fn keep(node: &Arc<Node>, found: &Found) -> anyhow::Result<PathBuf> {
         let start = node.store.start_of(timeline).unwrap_or(Lsn::INVALID);
         node.store.keep_from(timeline, fork.unwrap_or(start).max(start))
     });
-    Ok(kept.await??)
+    let kept = kept.await??;
+    if let Some(beyond) = found.beyond {
+        keep_beyond(node, found, beyond).await?;
+    }
+    Ok(kept)
+}
+
+/// Keeps what pg_wal still has where something is missing before it.
+async fn keep_beyond(node: &Arc<Node>, found: &Found, beyond: Checkpoint) -> anyhow::Result<()> {
+    let timeline = found.timeline;
+    let kept = node.blocking("keep what pg_wal has", move |node| {
+        let size = node.store.identity().segment_size;
+        let from = size.start_of(beyond.redo);
+        let take = |lsn: Lsn, raw: &[u8]| Ok(node.store.keep_aside(timeline, lsn, raw)?);
+        let read = surplus::read(&node.config.postgres.data_directory, size, timeline, from, take)?;
+        drop(read); // whether it changes files as a whole
+        anyhow::Ok(from)
+    });
+    let from = kept.await??;
+    tracing::warn!(
+        "WAL of timeline {timeline} from {} to {from} is neither in pg_wal nor here: it is missing between the capsules",
+        found.end
+    );
+    Ok(())
 }
 
 /// Says beside the capsule what is in it.
@@ -443,5 +485,21 @@ mod tests {
         assert_eq!(fork_of(&timeline(2, "db2"), &history[2..]), None);
         assert_eq!(fork_of(&timeline(1, ""), &history[1..]), Some(Lsn(100)), "there is but one first");
         assert_eq!(fork_of(&timeline(1, ""), &history[2..]), None);
+    }
+
+    #[test]
+    fn a_checkpoint_past_the_fork_tells_of_wal_that_nobody_captured() {
+        let found = |end, checkpoint: Option<u64>| Found {
+            primary: "db2".to_owned(),
+            timeline: TimelineId::FIRST,
+            end: Lsn(end),
+            fork: Some(Lsn(100)),
+            beyond: checkpoint.map(|lsn| Checkpoint { lsn: Lsn(lsn), redo: Lsn(lsn) }),
+        };
+        assert!(!found(100, None).has_diverged() && found(101, None).has_diverged());
+        // All that was captured ends at the fork, and what follows it is no longer in pg_wal.
+        assert!(found(100, Some(100)).has_diverged() && !found(90, Some(95)).has_diverged());
+        let sentence = found(100, Some(300)).sentence("db1");
+        assert!(sentence.contains("db1 has 200 B that db2 never had"), "{sentence}");
     }
 }
