@@ -34,6 +34,9 @@ const SEED: u64 = 4;
 const ROUND: Duration = Duration::from_secs(45);
 const MENDING: Duration = Duration::from_secs(15);
 
+/// In runs from so long on it may be four nodes, which take their time to be made and to be mended.
+const FOUR_NODES_FROM: Duration = Duration::from_secs(300);
+
 /// Between two events, at most.
 const PACE_MILLISECONDS_MAX: u64 = 1500;
 
@@ -42,11 +45,12 @@ async fn whatever_happens_no_acknowledged_commit_is_lost_and_no_two_nodes_acknow
     let test = Test::new();
     let seconds =
         std::env::var(SECONDS_VARIABLE).ok().map(|seconds| seconds.parse().expect(SECONDS_VARIABLE));
-    let seconds = seconds.unwrap_or(SECONDS);
+    let within = Duration::from_secs(seconds.unwrap_or(SECONDS));
     let seed = if std::env::var_os(SEED_VARIABLE).is_some() { test.seed() } else { SEED };
+    let seconds = within.as_secs();
     println!("{SEED_VARIABLE}={seed} {SECONDS_VARIABLE}={seconds} cargo test --test it chaos -- --nocapture");
-    let mut run = Run::new(test, seed).await;
-    let done = run.go_on(Duration::from_secs(seconds)).await;
+    let mut run = Run::new(test, seed, within).await;
+    let done = run.go_on(within).await;
     println!("{}", run.witness.story());
     done.unwrap_or_else(|wrong| panic!("{SEED_VARIABLE}={seed}: {wrong:#}"));
     run.clients.stop().await;
@@ -62,18 +66,19 @@ struct Run {
 }
 
 impl Run {
-    async fn new(test: Test, seed: u64) -> Run {
+    async fn new(test: Test, seed: u64, within: Duration) -> Run {
         let mut random = Random::new(seed);
-        let names = ["db1", "db2", "db3"];
+        let nodes = if within < FOUR_NODES_FROM { 3 } else { *random.pick(&[3, 4]) };
+        let names = &["db1", "db2", "db3", "db4"][..nodes];
         let policy = *random.pick(&["any 1 (*)", "any 1 (*)", "any 1 (*)", "all"]);
         let level = *random.pick(&["on", "on", "remote_apply"]);
         let keys: Vec<&[&str]> = names
             .iter()
             .map(|_| *random.pick::<&[&str]>(&[&[], &["auto_rejoin"], &["auto_rejoin", "auto_reseed"]]))
             .collect();
-        println!("{policy} at {level}; {keys:?}");
+        println!("{nodes} nodes, {policy} at {level}; {keys:?}");
         let begun = Instant::now();
-        let stage = Stage::new(test, &names, &keys, policy, begun).await;
+        let stage = Stage::new(test, names, &keys, policy, begun).await;
         let witness = Arc::new(Witness::new(begun));
         let conninfos = stage.actors.iter().map(|actor| actor.node.cluster.conninfo()).collect();
         let clients = Clients::start(conninfos, level, &witness);
