@@ -160,7 +160,11 @@ impl Witness {
 
 #[cfg(test)]
 mod tests {
+    use walship::demo::ClusterOptions;
+
+    use super::super::clients::TABLE;
     use super::*;
+    use crate::harness::Test;
 
     fn judged(notes: &[(i32, u32, u64, u64)]) -> anyhow::Result<()> {
         let origin = Instant::now();
@@ -187,5 +191,24 @@ mod tests {
         assert!(said.contains("row 2 of node 0 on timeline 1"), "{said}");
         // The same node again is another reign.
         assert!(judged(&[(0, 1, 0, 5), (1, 2, 10, 15), (0, 3, 20, 25), (1, 2, 30, 35)]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_lost_row_and_one_that_waited_for_nobody_are_noticed() {
+        let test = Test::new();
+        let cluster = test.cluster("db1", ClusterOptions::default()).await;
+        cluster.sql(&format!("{TABLE}; INSERT INTO chaos VALUES (0, 7, 'there')")).await.unwrap();
+        let (now, witness) = (Instant::now(), Witness::new(Instant::now()));
+        let mut note =
+            Note { writer: 0, serial: 7, timeline: 1, is_protected: true, begun: now, acknowledged: now };
+        witness.note(note);
+        witness.find_all_on(&cluster).await.unwrap();
+        witness.judge().unwrap();
+        (note.serial, note.is_protected) = (8, false);
+        witness.note(note);
+        let said = witness.find_all_on(&cluster).await.unwrap_err().to_string();
+        assert!(said.contains("1 of 2 acknowledged commits are lost") && said.contains("row 8"), "{said}");
+        let said = witness.judge().unwrap_err().to_string();
+        assert!(said.contains("waited for nobody"), "{said}");
     }
 }
