@@ -22,6 +22,8 @@ pub enum Event {
     Kill(usize, Part),
     Freeze(usize, Part),
     Thaw(usize),
+    /// Both, in order, as its host does when it shuts down.
+    Stop(usize),
     /// What is down of it, as its host does when it boots.
     Start(usize),
     Cut(usize, usize),
@@ -77,6 +79,9 @@ fn faults(world: &World) -> Vec<(u64, Event)> {
         faults.extend(parts.iter().map(|(part, weight)| (weight * times, Event::Kill(at, *part))));
         faults.extend(parts.iter().map(|(part, weight)| (weight * times, Event::Freeze(at, *part))));
         faults.push((2 * times, Event::Isolate(at)));
+        if node.is_well() {
+            faults.push((2, Event::Stop(at)));
+        }
         for other in (0..count).filter(|other| *other != at) {
             faults.push((1, Event::CutOneWay(at, other)));
             if at < other {
@@ -167,7 +172,7 @@ mod tests {
         down.nodes[1] = node(Life::Down, Life::Down, None);
         for event in drawn(&down) {
             let is_possible = match event {
-                Event::Kill(at, _) | Event::Freeze(at, _) | Event::Rejoin(at) => at != 1,
+                Event::Kill(at, _) | Event::Freeze(at, _) | Event::Stop(at) | Event::Rejoin(at) => at != 1,
                 Event::Promote(at) | Event::PromoteFenced(at) | Event::PromoteElect(at) => at == 2,
                 Event::Switchover(at, to) => at != 1 && (to.is_none() || to == Some(2)),
                 Event::Start(at) => at == 1,

@@ -1,5 +1,6 @@
 //! Where it happens: nodes with real PostgreSQL, links between them, and the commands that an operator has running.
 
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -200,7 +201,6 @@ impl Stage {
 
     /// A sidecar that was killed has been switched off by a fence; no other ends by itself.
     async fn notice_ended(&mut self) -> anyhow::Result<()> {
-        use std::os::unix::process::ExitStatusExt;
         for at in 0..self.actors.len() {
             let actor = &mut self.actors[at];
             if actor.sidecar == Life::Down || actor.node.sidecar.is_running() {
@@ -250,6 +250,7 @@ impl Stage {
             Event::Kill(at, part) => self.kill(at, part).await?,
             Event::Freeze(at, part) => self.freeze(at, part),
             Event::Thaw(at) => self.thaw(at),
+            Event::Stop(at) => self.stop(at).await?,
             Event::Start(at) => self.start(at).await?,
             Event::Cut(one, other) => self.cut(one, other),
             Event::CutOneWay(from, to) => {
@@ -330,13 +331,32 @@ impl Stage {
             return Ok(());
         }
         self.say(&format!("start Postgres of {}", self.name(at)));
+        let log = cluster.log_file().display().to_string();
+        self.pg_ctl(at, &["start", "--no-wait", "-l", &log]).await;
+        Ok(())
+    }
+
+    /// Stops both in order. PostgreSQL may wait for its sidecar, which waits for nobody.
+    async fn stop(&mut self, at: usize) -> anyhow::Result<()> {
+        self.say(&format!("stop {}", self.name(at)));
+        self.pg_ctl(at, &["stop", "--no-wait", "--mode", "fast"]).await;
+        let actor = &mut self.actors[at];
+        let status = actor.node.sidecar.terminate().await;
+        actor.sidecar = Life::Down;
+        // A fence may be quicker.
+        let is_fine = status.success() || status.signal() == Some(Signal::KILL.as_raw());
+        ensure!(is_fine, "the sidecar of {} was told to end, and did with {status}", self.name(at));
+        Ok(())
+    }
+
+    /// Runs pg_ctl, whatever becomes of it: somebody else may have been quicker.
+    async fn pg_ctl(&self, at: usize, arguments: &[&str]) {
+        let cluster = &self.actors[at].node.cluster;
         let mut pg_ctl = cluster.account().command(cluster.binaries().program("pg_ctl"));
-        pg_ctl.args(["start", "--no-wait", "--silent"]).arg("-D").arg(data).arg("-l").arg(cluster.log_file());
+        pg_ctl.args(arguments).arg("--silent").arg("-D").arg(cluster.data_directory());
         // A fence finds it there.
         pg_ctl.current_dir(self.actors[at].node.folder());
-        // The sidecar may be quicker, and then it fails.
         Finished::run(pg_ctl).await;
-        Ok(())
     }
 
     fn cut(&mut self, one: usize, other: usize) {
