@@ -37,6 +37,20 @@ const OF_PROMOTING: [(Who, &str); 7] = [
     (Who::Primary, "superseded-signalled"),
 ];
 
+/// Of the way back of one that diverged; where a rewind was begun and did not end, a copy takes its place.
+const OF_REJOINING: [&str; 10] = [
+    "rejoin-stopped",
+    "rejoin-completed",
+    "rejoin-kept",
+    "rejoin-summarised",
+    "rewind-noted",
+    "rewind-armed",
+    "rewind-ended",
+    "rewind-noted-ended",
+    "rewind-cut",
+    "rewind-settled",
+];
+
 /// A node is started again with a failure point.
 async fn will_die(node: &mut Node, point: &str) {
     assert!(node.sidecar.terminate().await.success());
@@ -61,7 +75,7 @@ async fn agree(primary: &Node, others: [&Node; 2], table: &str) {
 }
 
 /// In an order that the seed decides, each with what the ones before left.
-fn shuffled(random: &mut Random, points: &[(Who, &'static str)]) -> Vec<(Who, &'static str)> {
+fn shuffled<T: Copy>(random: &mut Random, points: &[T]) -> Vec<T> {
     let mut left = points.to_vec();
     let mut drawn = Vec::new();
     while !left.is_empty() {
@@ -71,7 +85,13 @@ fn shuffled(random: &mut Random, points: &[(Who, &'static str)]) -> Vec<(Who, &'
 }
 
 fn expect_logs(node: &Node) {
-    for text in ["the promotion failed, going on as a standby", "this node was superseded", "not rejoined"] {
+    let texts = [
+        "the promotion failed, going on as a standby",
+        "this node was superseded",
+        "not rejoined",
+        "the log that is here does not lead to where the copy begins",
+    ];
+    for text in texts {
         node.sidecar.expect_log(text);
     }
 }
@@ -144,6 +164,35 @@ async fn a_promotion_that_is_killed_at_any_step_is_finished_by_the_same_command(
         is(&primary, Role::Superseded).await;
         primary.walship(&["rejoin"]).await.succeeded();
         agree(&taker, [&primary, &third], &format!("round_{round}")).await;
+        std::mem::swap(&mut primary, &mut taker);
+    }
+}
+
+#[tokio::test]
+async fn a_rejoin_that_is_killed_at_any_step_is_finished_by_the_same_command() {
+    let test = Test::new();
+    let (mut primary, mut taker, third) = three(&test).await;
+    for node in [&primary, &taker] {
+        expect_logs(node);
+    }
+    for (round, point) in shuffled(&mut test.random(), &OF_REJOINING).into_iter().enumerate() {
+        println!("{} comes back to {}, and is killed at {point}", primary.name(), taker.name());
+        for standby in [&taker, &third] {
+            standby.follows(&primary).await;
+        }
+        primary.dies().await;
+        taker.walship(&PROMOTE).await.succeeded();
+        write(&taker, &format!("after_{round}")).await;
+        primary.cluster.start().await.unwrap();
+        write(&primary, &format!("only_here_{round}")).await;
+        primary.cluster.sql("UPDATE before SET a = -a").await.unwrap();
+        primary.runs_with(&format!("{point}=abort")).await;
+        is(&primary, Role::Superseded).await;
+        primary.walship(&["rejoin"]).await.exits(4).unwrap();
+        lives_again(&mut primary).await;
+        primary.walship(&["rejoin"]).await.succeeded();
+        agree(&taker, [&primary, &third], &format!("round_{round}")).await;
+        assert_eq!(primary.cluster.value("SELECT to_regclass('only_here_0') IS NULL").await.unwrap(), "t");
         std::mem::swap(&mut primary, &mut taker);
     }
 }

@@ -136,43 +136,6 @@ async fn configured_so_an_old_primary_rejoins_by_itself() {
     db1.equals(&db2).await;
 }
 
-/// Kills the sidecar of an old primary at a point of its way back, and lets the same command finish it.
-async fn finishes_after(point: &str) {
-    let test = Test::new();
-    let (mut db1, db2, _db3) = diverged(&test).await;
-    db1.runs_with(&format!("{point}=abort")).await;
-    db1.sidecar.wait_log("this node was superseded").await;
-    db1.walship(&["rejoin"]).await.exits(4).unwrap();
-    db1.sidecar.ended().await;
-    db1.runs_with("").await;
-    if db1.status().await.unwrap().node.role != Role::Standby {
-        db1.sidecar.wait_log("this node was superseded").await;
-        db1.walship(&["rejoin"]).await.succeeded();
-    }
-    is_standby(&db1).await;
-    db1.equals(&db2).await;
-}
-
-#[tokio::test]
-async fn killed_once_it_is_stopped_it_is_finished_by_the_same_command() {
-    finishes_after("rejoin-stopped").await;
-}
-
-#[tokio::test]
-async fn killed_once_its_log_is_whole_it_is_finished_by_the_same_command() {
-    finishes_after("rejoin-completed").await;
-}
-
-#[tokio::test]
-async fn killed_once_the_capsule_is_kept_it_is_finished_by_the_same_command() {
-    finishes_after("rejoin-kept").await;
-}
-
-#[tokio::test]
-async fn killed_once_the_capsule_has_its_summary_it_is_finished_by_the_same_command() {
-    finishes_after("rejoin-summarised").await;
-}
-
 #[tokio::test]
 async fn killed_once_it_was_settled_as_a_standby_it_goes_on() {
     let test = Test::new();
