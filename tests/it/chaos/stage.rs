@@ -343,8 +343,9 @@ impl Stage {
         let actor = &mut self.actors[at];
         let status = actor.node.sidecar.terminate().await;
         actor.sidecar = Life::Down;
-        // A fence may be quicker.
-        let is_fine = status.success() || status.signal() == Some(Signal::KILL.as_raw());
+        // A fence may be quicker; and one that has just begun does not listen to signals yet.
+        let may_end_by = [Signal::KILL, Signal::TERM].map(Signal::as_raw);
+        let is_fine = status.success() || status.signal().is_some_and(|signal| may_end_by.contains(&signal));
         ensure!(is_fine, "the sidecar of {} was told to end, and did with {status}", self.name(at));
         Ok(())
     }
