@@ -23,7 +23,7 @@ use crate::cascade::{prefers, takes, written};
 use crate::harness::{Node, PATIENCE, PROMOTE, Test, eventually};
 
 const ROUNDS_VARIABLE: &str = "WALSHIP_ROUNDS";
-const ROUNDS: u32 = 10;
+const ROUNDS: u32 = 6;
 
 /// What the log of a standby says that has what the new primary never had.
 const LOST: &str = "this standby can't follow";
