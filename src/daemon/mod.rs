@@ -350,6 +350,7 @@ async fn serve(
         ended = signals::run(Arc::clone(&node)) => ended,
         ended = trouble::tell(Arc::clone(&node)) => ended,
         never = trails::keep(Arc::clone(&node)) => match never {},
+        never = votes::follow_up(Arc::clone(&node)) => match never {},
         never = hooks::keep(Arc::clone(&node)) => match never {},
         never = certificate::gather(Arc::clone(&node)) => match never {},
         () = signals::feed_watchdog_for_ever() => Ok(()),

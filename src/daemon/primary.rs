@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::node::Node;
 use super::standby::Requests;
 use super::{
-    ack, certificate, epochs, fence, members, promotion, rejoin, retention, samples, setting, trouble, votes,
+    ack, certificate, epochs, fence, members, promotion, rejoin, retention, samples, setting, trouble,
 };
 use crate::capture::{self, Back, Options};
 use crate::pg::TimelineId;
@@ -46,7 +46,6 @@ pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End
         failed = noting => failed,
         rejoined = rejoin::until_rejoined(&node, requests) => rejoined.map(End::Rejoined),
         ended = capture_while_up(&node, back, &token) => ended.map(|()| End::Stopped),
-        () = votes::follow_up(Arc::clone(&node)) => Ok(End::Stopped),
         never = certificate::finish(Arc::clone(&node)) => match never {},
         () = fence::keep_down(Arc::clone(&node)) => Ok(End::Stopped),
         ended = ack::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),

@@ -69,7 +69,6 @@ pub async fn run(node: Arc<Node>, requests: &mut Requests) -> anyhow::Result<End
         ended = members::mirror(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = retention::run(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         ended = samples::keep(Arc::clone(&node)) => ended.map(|()| End::Stopped),
-        () = votes::follow_up(Arc::clone(&node)) => Ok(End::Stopped),
         ended = postgres::watch_restartpoint(Arc::clone(&node)) => ended.map(|()| End::Stopped),
         failed = start_postgres(&node) => failed,
         failed = feed_failed(&mut feeding) => failed,

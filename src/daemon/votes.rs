@@ -4,6 +4,7 @@
 //! position that goes with it stands still. From then on this node takes WAL only from those who know that epoch to be
 //! committed, or, when the candidate has taken it back, again from the primary that it had.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -255,8 +256,9 @@ pub fn alarm(node: &Node) -> Option<String> {
     ))
 }
 
-/// Asks the candidate what became of the election, as long as this node is bound by its vote. Runs until it is cancelled.
-pub async fn follow_up(node: Arc<Node>) {
+/// Asks the candidate what became of the election, as long as this node is bound by its vote, whatever it does meanwhile.
+/// Runs until it is dropped.
+pub async fn follow_up(node: Arc<Node>) -> Infallible {
     loop {
         sleep(FOLLOW_UP_EVERY).await;
         let Some(promise) = node.store.state().promise else { continue };

@@ -48,6 +48,7 @@ scenes! {
     a_standby_below_a_relay_is_promoted
     a_switchover_is_refused_while_the_target_is_cut_off
     a_switchover_under_load_loses_nothing
+    a_vote_that_came_to_nothing_keeps_nobody_from_being_made_equal
     a_voter_dies_with_its_promise
     a_wiped_node_comes_back
     an_old_primary_does_not_vote_for_an_epoch_that_left_it_behind
