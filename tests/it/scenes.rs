@@ -1,15 +1,16 @@
 //! Scenes: what becomes of a few nodes when things go wrong, a step a line. Each is a file in `scenes/`; the words are
-//! those of `scenes/parse.rs`.
+//! those of `scenes/scene.rs`.
 
 mod links;
 mod parse;
+mod scene;
 mod stage;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub use links::Links;
-pub use parse::Part;
+pub use scene::Part;
 
 /// A test for each scene, of its name.
 macro_rules! scenes {
@@ -31,6 +32,7 @@ scenes! {
     a_candidate_that_dies_after_the_votes_runs_again
     a_candidate_that_dies_for_good_leaves_the_place_to_another
     a_candidate_that_does_not_hear_the_primary_is_refused
+    a_candidate_whose_disk_is_full_is_refused
     a_cascade_is_handed_over_to_its_end
     a_chain_loses_its_head
     a_failed_election_harms_nobody
@@ -46,6 +48,7 @@ scenes! {
     a_returning_primary_is_stopped
     a_sidecar_that_hung_stops_what_went_on
     a_standby_below_a_relay_is_promoted
+    a_standby_whose_disk_is_full_does_not_vote
     a_switchover_is_refused_while_the_target_is_cut_off
     a_switchover_under_load_loses_nothing
     a_vote_that_came_to_nothing_keeps_nobody_from_being_made_equal

@@ -6,115 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt::{Display, Formatter};
 
-/// What must hold and why, and the steps that show it.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Scene {
-    pub title: String,
-    pub steps: Vec<Step>,
-}
-
-/// One line.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Step {
-    /// Its number, from 1.
-    pub line: usize,
-    /// As it is written.
-    pub text: String,
-    pub act: Act,
-}
-
-/// What is done or looked at.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Act {
-    /// `nodes db1 db2 db3`: the first is the primary, the others have joined it.
-    Nodes(Vec<String>),
-    /// `upstream db4 db2`: the first follows the second from now on.
-    Upstream(String, String),
-    /// `policy any 1 (*)`: what commits wait for.
-    Policy(String),
-    /// `write 100`: so many rows are committed at the primary, and remembered.
-    Write(u64),
-    /// `writes start`: clients write, and note what was acknowledged to them.
-    WritesStart,
-    /// `writes stop`: they end.
-    WritesStop,
-    /// `kept`: all that was remembered and noted is on the primary.
-    Kept,
-    /// `cut db1 db2`: neither reaches the other.
-    Cut(String, String),
-    /// `cut db1 > db2`: what the first says does not reach the second.
-    CutOneWay(String, String),
-    /// `heal`: every link is whole.
-    Heal,
-    /// `freeze db1 sidecar`: its processes are stopped as they are.
-    Freeze(String, Part),
-    /// `thaw db1`: and go on.
-    Thaw(String),
-    /// `stop db1 postgres`: in order.
-    Stop(String, Part),
-    /// `kill db1`: with SIGKILL.
-    Kill(String, Part),
-    /// `start db1`, as its host does when it boots; `start db1 sidecar with POINT=ACTION` sets failure points.
-    Start { node: String, part: Part, failpoints: String },
-    /// `ended db1`: its sidecar ends by itself.
-    Ended(String),
-    /// `run db2: walship promote -> 3 "text"`.
-    Run(Run),
-    /// `together:` and two runs below it, indented: both at once.
-    Together(Box<[Run; 2]>),
-    /// `sql db1: SELECT 1 -> 1`.
-    Sql { node: String, statement: String, value: Option<String> },
-    /// `eventually db1: "text"`: what `walship status` says there.
-    Eventually(String, String),
-    /// `log db1: "text"`: a warning or an error that may be there.
-    Log(String, String),
-    /// `primary is db2`: by its status and by SQL; `db2|db3` is exactly one of them. It is the one that is written to.
-    PrimaryIs(Vec<String>),
-    /// `one primary`: no two accept writes.
-    OnePrimary,
-    /// `follows db3`: it shows all that the primary has written so far.
-    Follows(String),
-    /// `down db1`: its PostgreSQL is stopped, and would come back as a standby.
-    Down(String),
-    /// `idle db1`: its PostgreSQL is stopped, and would come back as the primary.
-    Idle(String),
-    /// `equal`: all that run have the primary's rows.
-    Equal,
-    /// `wipe db1`: it is killed, and all that it had is gone.
-    Wipe(String),
-    /// `join db1`: it joins the primary anew.
-    Join(String),
-    /// `snapshot db1`: of its disk, while it runs.
-    Snapshot(String),
-    /// `restore db1`: it is killed, and its disk is as it was at the snapshot.
-    Restore(String),
-}
-
-/// Which of a node's two.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Part {
-    Both,
-    Postgres,
-    Sidecar,
-}
-
-/// A command and how it may end.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Run {
-    pub node: String,
-    /// Without `walship` itself.
-    pub arguments: Vec<String>,
-    /// `-> 0 "text" | 3 "text"`: one of these.
-    pub outcomes: Vec<Outcome>,
-}
-
-/// One way to end.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Outcome {
-    pub code: i32,
-    /// All of these are said.
-    pub texts: Vec<String>,
-}
+use super::scene::{Act, Outcome, Part, Run, Scene, Step};
 
 /// What is wrong with a scene.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -309,6 +201,9 @@ impl<'a> Words<'a> {
             "join" => Act::Join(self.node()?),
             "snapshot" => Act::Snapshot(self.node()?),
             "restore" => Act::Restore(self.node()?),
+            "fill" => Act::Fill(self.node()?),
+            "room" => Act::Room(self.node()?),
+            "clock" => Act::Clock(self.node()?, self.hours()?),
             _ => return Err("no verb of this language".to_owned()),
         };
         self.end()?;
@@ -335,6 +230,13 @@ impl<'a> Words<'a> {
             return Err("it has no link to itself".to_owned());
         }
         Ok(if is_one_way { Act::CutOneWay(one, other) } else { Act::Cut(one, other) })
+    }
+
+    /// `-2h`, in seconds.
+    fn hours(&mut self) -> Result<i64, String> {
+        let word = self.next("hours ahead, such as 2h or -2h,")?;
+        let hours = word.strip_suffix('h').and_then(|hours| hours.parse::<i32>().ok());
+        hours.map(|hours| i64::from(hours) * 3600).ok_or_else(|| "neither 2h nor -2h".to_owned())
     }
 
     fn start(&mut self) -> Result<Act, String> {
@@ -441,6 +343,17 @@ mod tests {
     }
 
     #[test]
+    fn disks_are_filled_and_clocks_go_wrong() {
+        let db2 = || "db2".to_owned();
+        assert_eq!(act("fill db2"), Ok(Act::Fill(db2())));
+        assert_eq!(act("room db2"), Ok(Act::Room(db2())));
+        assert_eq!(act("clock db2 -2h"), Ok(Act::Clock(db2(), -7200)));
+        assert_eq!(act("clock db2 3h"), Ok(Act::Clock(db2(), 10_800)));
+        let scene = parse("a.scene", "Title\nnodes db1 db2\nfill db2\nroom db2\nroom db1").unwrap();
+        assert_eq!(scene.filled(), ["db2"].into());
+    }
+
+    #[test]
     fn commands_have_outcomes() {
         let line = "db2: walship promote --fence-command 'exit 7' -> 3 \"no -> power\" \"x\" | 0";
         let run = Run {
@@ -488,6 +401,7 @@ mod tests {
             ("log db1: \"open", "\"log db1: \\\"open\": \" is not closed"),
             ("primary is db1|db9", "\"db1|db9\": no node; these are: db1 db2"),
             ("policy", "\"policy\": something follows"),
+            ("clock db1 2", "\"2\": neither 2h nor -2h"),
             ("nodes db3", "\"nodes\": it comes once, first"),
             ("together:\n  db1: walship lag -> 0", "\"together:\": two runs follow, indented"),
         ];

@@ -1,5 +1,8 @@
 //! Where a scene is played: nodes with real PostgreSQL, links between them, and what was written.
 
+mod disks;
+
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,8 +12,8 @@ use walship::demo::{ClusterOptions, Ledger, StopMode, Workload, WorkloadOptions}
 use walship::report::Role;
 
 use super::links::Links;
-use super::parse::{Act, Part, Run, Scene};
-use crate::harness::{Finished, Node, PATIENCE, Test, eventually};
+use super::scene::{Act, Part, Run, Scene};
+use crate::harness::{Disk, Finished, Node, PATIENCE, Test, eventually, ran_with_own_mounts};
 
 /// How long a server may take to say whether it accepts writes; one that says nothing accepts none now.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
@@ -27,6 +30,8 @@ pub struct Stage {
     /// Of the writers that have ended.
     ledgers: Vec<Ledger>,
     actors: Vec<Actor>,
+    /// Whose are filled.
+    disks: BTreeMap<String, Disk>,
     links: Links,
     primary: String,
     /// Rows with the numbers from 1 to this were committed.
@@ -51,7 +56,12 @@ impl Drop for At {
 
 /// Plays a scene to its end.
 pub async fn play(file: &str, scene: &Scene) {
+    let filled = scene.filled();
+    if !filled.is_empty() && ran_with_own_mounts() {
+        return;
+    }
     let mut stage = Stage::new();
+    filled.into_iter().for_each(|name| stage.mount(name));
     let begun = Instant::now();
     println!("{}", scene.title);
     for step in &scene.steps {
@@ -69,6 +79,7 @@ impl Stage {
             workload: None,
             ledgers: Vec::new(),
             actors: Vec::new(),
+            disks: BTreeMap::new(),
             links: Links::default(),
             primary: String::new(),
             written: 0,
@@ -112,6 +123,11 @@ impl Stage {
             Act::Join(node) => self.join(node).await,
             Act::Snapshot(node) => self.snapshot(node).await,
             Act::Restore(node) => self.restore(node).await,
+            Act::Fill(node) => self.fill(node),
+            Act::Room(node) => self.room(node),
+            Act::Clock(node, seconds) => {
+                self.node_mut(node).sidecar.set("WALSHIP_CLOCK_OFFSET_SECONDS", &seconds.to_string());
+            }
         }
     }
 
@@ -418,51 +434,11 @@ impl Stage {
         }
     }
 
-    async fn wipe(&mut self, name: &str) {
-        self.kill(name, Part::Both).await;
-        let node = self.node_mut(name);
-        node.sidecar.set("WALSHIP_UPSTREAM", "");
-        for folder in [node.store(), node.cluster.data_directory()] {
-            std::fs::remove_dir_all(folder).unwrap();
-        }
-        std::fs::remove_file(node.config_file()).unwrap();
-    }
-
     async fn join(&mut self, name: &str) {
         self.node_mut(name).sidecar.set("WALSHIP_FAILPOINTS", "");
         self.joins(name).await;
         self.node(name).follows(self.primary()).await;
     }
-
-    async fn snapshot(&mut self, name: &str) {
-        self.freeze(name, Part::Both);
-        let (node, to) = (self.node(name), self.snapshot_of(name));
-        std::fs::create_dir(&to).unwrap();
-        for folder in [node.store(), node.cluster.data_directory()] {
-            copy(&folder, &to).await;
-        }
-        self.thaw(name);
-    }
-
-    async fn restore(&mut self, name: &str) {
-        self.kill(name, Part::Both).await;
-        let (node, from) = (self.node(name), self.snapshot_of(name));
-        for folder in [node.store(), node.cluster.data_directory()] {
-            std::fs::remove_dir_all(&folder).unwrap();
-            copy(&from.join(folder.file_name().unwrap()), node.folder()).await;
-        }
-    }
-
-    fn snapshot_of(&self, name: &str) -> PathBuf {
-        self.test.folder().join(format!("{name}.snapshot"))
-    }
-}
-
-/// Copies a folder into another, with owners and times.
-async fn copy(from: &std::path::Path, to: &std::path::Path) {
-    let mut cp = std::process::Command::new("cp");
-    cp.arg("-a").arg(from).arg(to);
-    Finished::run(cp).await.succeeded();
 }
 
 /// Checks that a command ended in one of the ways it may.
