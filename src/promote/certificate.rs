@@ -125,7 +125,7 @@ pub struct MemberThen {
     pub lsn: Option<Lsn>,
     /// When that was so.
     pub at: Option<Time>,
-    /// How old that was at the commit.
+    /// How old that was at the commit; `None` also when it is of later than that, so of a clock that differs.
     pub age_seconds: Option<u64>,
 }
 
@@ -254,6 +254,29 @@ fn then(member: &Seen, facts: &Facts, committed_at: WallTime) -> MemberThen {
         wal_epoch: member.position.map(|(epoch, _)| epoch),
         lsn: member.position.map(|(_, lsn)| lsn),
         at,
-        age_seconds: at.map(|at| committed_at.seconds_since(at.into()) as u64),
+        age_seconds: at.and_then(|at| age_seconds(at, committed_at)),
+    }
+}
+
+/// A silent member was last heard by the clock of the old primary: what is of later is not young, but of an unknown age.
+fn age_seconds(at: Time, committed_at: WallTime) -> Option<u64> {
+    let at = WallTime::from(at);
+    (at <= committed_at).then(|| committed_at.seconds_since(at) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::at;
+    use super::*;
+
+    #[test]
+    fn what_is_of_later_than_the_commit_has_no_age() {
+        let committed_at = at(100).into();
+        assert_eq!(age_seconds(at(93), committed_at), Some(7));
+        assert_eq!(age_seconds(at(100), committed_at), Some(0));
+        assert_eq!(age_seconds(at(101), committed_at), None);
+        assert_eq!(age_seconds(at(1 << 30), committed_at), None);
+        let first = WallTime { unix_micros: i64::MIN };
+        assert!(age_seconds(first.into(), WallTime { unix_micros: i64::MAX }).is_some());
     }
 }

@@ -20,7 +20,7 @@ pub struct Verdict {
     pub text: String,
 }
 
-/// A stretch of time. The two ends are of two clocks.
+/// A stretch of time. The two ends are of two clocks: where these differ much, it seems to end before it begins.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Window {
     /// By the old primary's clock; `None` when nothing is known of before.
@@ -87,8 +87,14 @@ fn unknown(old: &str, end: Lsn, known: &Known, stopped_at: Option<Time>) -> Stri
         Some(heard) => format!("{old} was last heard at {}, then at {}", heard.at, heard.lsn),
         None => format!("{old} was not heard since walship started here"),
     };
-    let from = known.up_to(end).map_or("at any time".to_owned(), |from| format!("from {from}"));
+    let since = known.up_to(end);
+    let from = since.map_or("at any time".to_owned(), |from| format!("from {from}"));
     let to = match stopped_at {
+        Some(at) if since.is_some_and(|since| since > at) => {
+            format!(
+                "until it stood still, which was at {at} by the clock of the promoted node: the two clocks differ"
+            )
+        }
         Some(at) => format!("until {at}, when it stood still"),
         None => format!("until it is stopped: nothing made sure that {old} is"),
     };

@@ -35,6 +35,7 @@ scenes! {
     a_candidate_whose_disk_is_full_is_refused
     a_cascade_is_handed_over_to_its_end
     a_chain_loses_its_head
+    a_clock_that_is_wrong_proves_nothing
     a_failed_election_harms_nobody
     a_frozen_primary_is_superseded_when_it_wakes
     a_lone_standby_in_the_minority_is_refused

@@ -54,6 +54,14 @@ fn each_verdict_says_what_is_known_and_what_is_not() {
         ),
         (
             lost,
+            "",
+            Some(at(-3600)),
+            "none up to 0/3E8, all that there was by its last word, of 2027-01-15T08:00:03Z; unknown after: db1 was last heard at \
+             2027-01-15T08:00:03Z, then at 0/3E8; what it acknowledged from 2027-01-15T08:00:03Z until it stood still, which was at \
+             2027-01-15T07:00:00Z by the clock of the promoted node: the two clocks differ",
+        ),
+        (
+            lost,
             "unheard",
             None,
             "none up to 0/3E8; unknown after: db1 was not heard since walship started here; what it acknowledged at any time \
