@@ -62,6 +62,9 @@ async fn greet(node: &Arc<Node>, address: &str) -> anyhow::Result<()> {
 pub async fn hear(node: &Arc<Node>, hello: &Hello, identity: Option<&Identity>) -> anyhow::Result<()> {
     let is_node = identity.is_some_and(|identity| identity.kind == Kind::Node);
     let epoch = hello.committed_epoch;
+    if is_node {
+        look_for_a_rival(node, hello);
+    }
     if !is_node || epoch <= node.store.state().committed_epoch {
         return Ok(());
     }
@@ -86,6 +89,37 @@ pub async fn hear(node: &Arc<Node>, hello: &Hello, identity: Option<&Identity>) 
         }
     }
     Ok(())
+}
+
+/// Takes note of another primary of the same epoch, or that it is none any more. Neither left the other behind, so neither
+/// is stopped: which one is to stay only a person knows.
+fn look_for_a_rival(node: &Node, hello: &Hello) {
+    let epoch = node.store.state().committed_epoch;
+    let is_rival = node.link_role() == Role::Primary
+        && hello.role == Role::Primary
+        && hello.node != node.config.name
+        && hello.committed_epoch == epoch;
+    let changed = node.rival.send_if_modified(|known| {
+        let rival = is_rival.then(|| (epoch, hello.node.clone()));
+        let is_about = rival.is_some() || known.as_ref().is_some_and(|(_, name)| *name == hello.node);
+        is_about && std::mem::replace(known, rival.clone()) != rival
+    });
+    if let Some(alarm) = rivalry(node).filter(|_| changed) {
+        tracing::error!("{alarm}");
+    }
+}
+
+/// What a person must know while there is another primary of the same epoch.
+pub fn rivalry(node: &Node) -> Option<String> {
+    let (epoch, rival) = node.rival.borrow().clone()?;
+    let is_one = node.link_role() == Role::Primary && node.store.state().committed_epoch == epoch;
+    is_one.then(|| {
+        format!(
+            "{rival} is a primary of epoch {epoch}, too, and each has what the other lacks: stop walship and PostgreSQL on the one \
+             that is to give way, hand over to a standby of the other (`walship switchover`), and start it again: it is \
+             superseded then, and `walship rejoin` keeps what it alone has"
+        )
+    })
 }
 
 /// Who was promoted, by the word of a node that knows the epoch: itself, or whom its WAL comes from.

@@ -71,6 +71,8 @@ pub struct Node {
     pub setting: watch::Sender<Option<SyncSetting>>,
     /// The newest promotion of another node that this one was told of: its epoch and its name.
     pub newer_primary: watch::Sender<Option<(u64, String)>>,
+    /// Another primary of this one's own epoch, where each was promoted on its side of a cut: that epoch and its name.
+    pub rival: watch::Sender<Option<(u64, String)>>,
     /// How far the copy is that this node takes of the primary's data directory.
     pub progress: Arc<Cell<Progress>>,
     /// Requests for a promotion; carried out one at a time.
@@ -128,6 +130,7 @@ impl Node {
             setting: watch::Sender::new(None),
             tracker: Mutex::new(Tracker::new(&config.name)),
             newer_primary: watch::Sender::new(superseded),
+            rival: watch::Sender::default(),
             stays_down: watch::Sender::new(stays_down),
             hooks: watch::Sender::default(),
             progress,

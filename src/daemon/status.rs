@@ -7,7 +7,7 @@ use crate::report::{self, Ancestor, Certificate, Hold, Progress, Role, Status, S
 use crate::store::NodeRole;
 
 use super::node::Node;
-use super::{certificate, commits, hooks, policy, retention, trouble, votes};
+use super::{certificate, commits, epochs, hooks, policy, retention, trouble, votes};
 use crate::link::message;
 use crate::vitals::Contact;
 
@@ -101,6 +101,7 @@ fn own_alarms(node: &Node) -> Vec<String> {
     if let Some((epoch, name)) = node.superseded_by().filter(|_| may_accept_writes(node)) {
         alarms.push(format!("superseded: {name} was promoted with epoch {epoch}; stop PostgreSQL here"));
     }
+    alarms.extend(epochs::rivalry(node));
     alarms.extend(votes::alarm(node));
     alarms.extend(hooks::alarm(node));
     for member in node.store.state().members.iter().filter(|member| member.let_go) {

@@ -62,6 +62,7 @@ scenes! {
     the_right_one_is_elected_from_anywhere
     too_few_are_heard_to_be_sure
     two_that_both_fence_do_not_both_win
+    two_timelines_of_one_number
     what_another_standby_has_is_pulled
     what_only_a_dead_primary_has_is_pulled_from_its_pg_wal
     whoever_asks_a_node_to_rejoin_that_does_so_already_is_answered
