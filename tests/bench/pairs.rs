@@ -40,8 +40,10 @@ impl Pairs {
             cluster.run(pgbench(cluster, &["-i", "-q", "-s", SCALE])).await.unwrap();
             cluster.sql(latency::CREATE_TABLE).await.unwrap();
         }
-        let [two, three] = NATIVE_STANDBYS.map(|name| native_standby(test, name, &native));
-        let native_standbys = [two.await, three.await];
+        let native_standbys = NATIVE_STANDBYS.map(|name| test.empty_cluster(name));
+        for (name, standby) in NATIVE_STANDBYS.iter().zip(&native_standbys) {
+            native_standby(standby, name, &native).await;
+        }
         primary.init().await;
         primary.start_primary().await;
         let standbys = [test.standby("db2", &primary).await, test.standby("db3", &primary).await];
@@ -87,9 +89,8 @@ impl Pairs {
     }
 }
 
-/// A standby by PostgreSQL's own means.
-async fn native_standby(test: &Test, name: &str, primary: &Cluster) -> Cluster {
-    let standby = test.empty_cluster(name);
+/// Makes and starts a standby by PostgreSQL's own means, where there is none.
+pub async fn native_standby(standby: &Cluster, name: &str, primary: &Cluster) {
     let mut copy = standby.account().command(standby.binaries().program("pg_basebackup"));
     let upstream = format!("{} application_name={name}", primary.conninfo());
     copy.args(["-R", "-c", "fast", "-d", &upstream, "-D"]).arg(standby.data_directory());
@@ -97,7 +98,6 @@ async fn native_standby(test: &Test, name: &str, primary: &Cluster) -> Cluster {
     let own = format!("unix_socket_directories = '{}'\n", standby.socket_folder().display());
     standby.append_to("postgresql.conf", &own).unwrap();
     standby.start().await.unwrap();
-    standby
 }
 
 /// A pgbench against a cluster.

@@ -25,6 +25,7 @@ pub async fn measure(pairs: &mut Pairs, target: &Path, effort: Effort, table: &m
             std::fs::remove_dir_all(target).unwrap();
             walship.push(rejoin(pairs, method).await);
         }
+        println!("rejoin by {method}, one by one: {native:.2?}, {walship:.2?}");
         let what = format!("rejoin of a diverged primary, `--method {method}`, against a new pg_basebackup");
         table.add(what, "s", &native, &walship);
     }
@@ -58,7 +59,8 @@ async fn diverge(old: &mut Node, new: &Node) {
     is(old, Role::Superseded).await;
 }
 
-async fn is(node: &Node, role: Role) {
+/// Waits until a node says that it has a role.
+pub async fn is(node: &Node, role: Role) {
     eventually(&format!("{} is a {role:?}", node.name()), async || {
         let now = node.status().await?.node.role;
         anyhow::ensure!(now == role, "{now:?}");
