@@ -37,7 +37,8 @@ const FUNCTION_LINES_MAX: usize = 70;
 const BANNED_NAMES: [&str; 6] = ["util", "utils", "common", "helper", "helpers", "misc"];
 
 /// What the top level of the repository holds.
-const TOP_LEVEL: [&str; 13] = [
+const TOP_LEVEL: [&str; 14] = [
+    ".cargo",
     ".ci",
     ".clippy.toml",
     ".git",
