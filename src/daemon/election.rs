@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::ask::{ANSWER_WITHIN, ask_within, converse};
 use super::node::Node;
@@ -18,7 +18,7 @@ use super::{members, upstreams, votes};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
-use crate::link::message::{Answer, PostgresAnswer, Role, Vote, VoteRequest, Why, Withdrawal};
+use crate::link::message::{Answer, PostgresAnswer, Role, Standing, Vote, VoteRequest, Why, Withdrawal};
 use crate::link::{LinkError, Message};
 use crate::pg::Lsn;
 use crate::policy::Policy;
@@ -33,6 +33,9 @@ const VOTE_WITHIN: Duration = Duration::from_secs(15);
 
 /// Patience with the vote of a primary, which stops its PostgreSQL for it.
 const STOP_WITHIN: Duration = Duration::from_secs(150);
+
+/// A connection that has broken is noticed in so long.
+const NOTICED_WITHIN: Duration = Duration::from_secs(2);
 
 /// A candidate that gives way takes its promise back in so long.
 const RIVAL_GIVES_WAY_WITHIN: Duration = Duration::from_secs(10);
@@ -64,6 +67,18 @@ pub async fn ask_everyone(node: &Arc<Node>) -> Answers {
         .map(|(address, answer)| (answer.node.clone(), (address, answer)))
         .filter(|(name, _)| *name != node.config.name && !state.has_forgotten_name(name))
         .collect()
+}
+
+/// A primary that does not answer, and whose WAL seems to come, has ended at this moment perhaps: that is noticed soon.
+pub async fn notice_the_primarys_end(node: &Arc<Node>, answers: &Answers) {
+    let mut standing = node.standing.subscribe();
+    let Some(primary) = standing.borrow().route.primary().map(str::to_owned) else { return };
+    if answers.contains_key(&primary) {
+        return;
+    }
+    let is_gone = |standing: &Standing| standing.route.primary() != Some(&primary);
+    // In vain, it is taken to be there.
+    let _ = timeout(NOTICED_WITHIN, standing.wait_for(is_gone)).await;
 }
 
 /// The facts as they were answered, before anybody has voted.

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use super::node::Node;
 use super::seed::{self, Seed};
 use super::standby::{self, Requests};
-use super::{fork, postgres, primary, rejoin, reseed, rewind};
+use super::{fence, fork, postgres, primary, rejoin, reseed, rewind};
 use crate::failpoint;
 use crate::fault::Fault;
 use crate::restore::target::Standing;
 use crate::store::NodeRole;
+
+/// So often a PostgreSQL that is started while its files are to be made anew is stopped again.
+const STARTS_MAX: u32 = 3;
 
 /// How a node's life in this process begins.
 pub enum Life {
@@ -115,15 +118,31 @@ async fn live_as_standby(
 
 /// Makes the data directory a standby's; PostgreSQL is stopped for that.
 async fn seed_anew(node: &Arc<Node>, seed: &Seed, requests: &mut Requests) -> anyhow::Result<()> {
-    postgres::stop(&node.config).await?;
-    // It may have been a primary, that was left behind.
-    node.role.send_replace(NodeRole::Standby);
-    // Its positions were those of what is made anew.
-    node.vitals.feed.update(|feed| *feed = Default::default());
-    // Cancel-safe: a request is refused as soon as it is taken.
-    tokio::select! {
-        seeded = seed::run(node, seed) => seeded?,
-        never = refuse(node, requests) => match never {},
+    let mut starts = 0;
+    loop {
+        postgres::stop(&node.config).await?;
+        // It may have been a primary, that was left behind.
+        node.role.send_replace(NodeRole::Standby);
+        // Its positions were those of what is made anew.
+        node.vitals.feed.update(|feed| *feed = Default::default());
+        // Cancel-safe: a request is refused as soon as it is taken.
+        let seeded = tokio::select! {
+            seeded = seed::run(node, seed) => seeded,
+            never = refuse(node, requests) => match never {},
+        };
+        match seeded {
+            // A service manager, as when the host boots, or a person. Nothing was changed yet, or it could not run.
+            Err(error) if starts < STARTS_MAX && fence::is_running(node).await? => {
+                starts += 1;
+                tracing::warn!(
+                    "PostgreSQL was started while it is to be seeded, and is stopped again: {error:#}"
+                );
+            }
+            seeded => {
+                seeded?;
+                break;
+            }
+        }
     }
     failpoint::hit("join-copied");
     Ok(())

@@ -64,6 +64,7 @@ pub enum Outlook {
 pub async fn look(node: &Arc<Node>, request: &Request) -> anyhow::Result<Outlook> {
     let replay = look_at_replay(node).await?;
     let answers = election::ask_everyone(node).await;
+    election::notice_the_primarys_end(node, &answers).await;
     let left_at = node.blocking("look at a promotion by hand", by_hand::left_at).await??;
     let earlier = node.blocking("look at an interrupted promotion", certificate::interrupted).await??;
     let facts = election::facts(node, &answers, replay, left_at, earlier, &request.promotion);
