@@ -39,12 +39,14 @@ scenes! {
     a_failed_election_harms_nobody
     a_frozen_primary_is_superseded_when_it_wakes
     a_lone_standby_in_the_minority_is_refused
+    a_node_that_is_wiped_before_it_votes_joins_anew
     a_primary_cut_off_from_all_is_replaced
     a_primary_restored_from_a_snapshot_is_told
     a_primary_that_was_down_is_not_started_by_a_failed_election
     a_primary_whose_postgresql_hangs_is_not_replaced
     a_rejoin_waits_while_only_an_older_primary_answers
     a_relay_is_promoted
+    a_relay_that_hangs_keeps_nobody_from_a_switchover
     a_returning_primary_hears_of_it_from_anyone
     a_returning_primary_is_stopped
     a_sidecar_that_hung_stops_what_went_on
