@@ -25,6 +25,7 @@ use crate::link::message::Purpose;
 use crate::pg::control::{ClusterState, ControlFile};
 use crate::pg::postmaster;
 use crate::restore::standby::SIGNAL_FILE;
+use crate::restore::surplus;
 use crate::restore::target::{Kind, StandbyPlace};
 use crate::rewind::{Client, Line, Program, lend, own, tunnel};
 use crate::store::{Fork, Rewind};
@@ -257,6 +258,10 @@ fn settled(node: &Node, rewind: Rewind) -> anyhow::Result<bool> {
         settings.apply(data_directory)?;
         failpoint::hit("rewind-settled");
         fork::cut_log(node, rewind.fork)?;
+        // pg_rewind keeps the segment with the fork, as its end was read there. Where the new primary's pg_wal has its own
+        // no longer, PostgreSQL would replay from this one, past the fork.
+        let Fork { timeline, lsn, .. } = rewind.fork;
+        surplus::cut(data_directory, node.store.identity().segment_size, timeline, lsn)?;
     }
     own::forget(&folder)?;
     Ok(follows)

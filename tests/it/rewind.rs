@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use walship::pg::sql::{Grant, ServerVersion};
 use walship::report::Role;
 
-use crate::harness::{Node, PROMOTE, Test, tools};
-use crate::promotion::{three, write};
+use crate::harness::{Node, PROMOTE, Test, eventually, tools};
+use crate::promotion::{three, write, write_much};
 use crate::rejoin::is;
 
 /// `old` is lost, `new` is promoted, and `old` comes back with rows that `new` never had.
@@ -135,4 +135,33 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     for standby in [&db1, &db3] {
         standby.equals(&db2).await;
     }
+}
+
+#[tokio::test]
+async fn what_is_rewound_replays_nothing_of_its_own_past_the_fork() {
+    let test = Test::new();
+    let (mut db1, db2, _db3) = three(&test).await;
+    db1.dies().await;
+    db2.walship(&PROMOTE).await.exited_with(0);
+    db1.cluster.start().await.unwrap();
+    db1.sidecar.expect_log("this node was superseded");
+    // The segment with the fork is written to its end by both, and gone from the new primary's pg_wal.
+    let forked = db2.cluster.value("SELECT pg_walfile_name(pg_current_wal_lsn())").await.unwrap();
+    let forked = db2.cluster.data_directory().join("pg_wal").join(forked);
+    for node in [&db1, &db2] {
+        write_much(node, &format!("on_{}", node.name())).await;
+    }
+    eventually("the new primary needs the segment with the fork no longer", async || {
+        db2.captures().await;
+        db2.cluster.sql("CHECKPOINT").await?;
+        anyhow::ensure!(!forked.exists(), "{} is there", forked.display());
+        Ok(())
+    })
+    .await;
+    db1.run().await;
+    is(&db1, Role::Superseded).await;
+    let done = db1.walship(&["rejoin"]).await.exited_with(0);
+    assert!(done.stdout.contains("db1 was rewound to"), "{done:?}");
+    is(&db1, Role::Standby).await;
+    is_sound(&mut db1, &db2).await;
 }
