@@ -136,9 +136,20 @@ async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<(
     let by = name.to_owned();
     let noted = node.blocking("note who was promoted", move |node| {
         failpoint::hit("superseded-heard");
-        node.store.update_state(|state| state.leave_behind(epoch, by))
+        let mut known = None;
+        node.store.update_state(|state| {
+            known = state.superseded.clone();
+            let is_better = known.as_ref().is_none_or(|known| known.epoch < epoch || known.by == SOMEBODY);
+            if is_better {
+                state.leave_behind(epoch, by);
+            }
+        })?;
+        anyhow::Ok(known.is_some_and(|known| known.epoch >= epoch))
     });
-    noted.await??;
+    // Several may tell of it at once, and one with a name after one without.
+    if noted.await?? {
+        return Ok(());
+    }
     if node.store.state().superseded.is_some_and(|superseded| superseded.handed_over) {
         tracing::info!(primary = %name, epoch, "handed over: PostgreSQL here stays down until this node has rejoined");
         return Ok(());
