@@ -4,11 +4,14 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
-use tokio::process::Command;
-use tokio::time::timeout;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// What is kept of what a command says on standard error.
-const SAID_BYTES_MAX: u64 = 4096;
+const SAID_BYTES_MAX: usize = 4096;
+
+/// Patience with the last of it, once the command has ended.
+const LAST_WORDS_WITHIN: Duration = Duration::from_millis(200);
 
 /// Why a command did not do what it is for.
 #[derive(Debug, thiserror::Error)]
@@ -37,17 +40,9 @@ pub async fn run(command: &str, facts: &[(&str, String)], within: Duration) -> R
     shell.process_group(0).kill_on_drop(true);
     let mut child = shell.spawn()?;
     let group = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-    let mut said = child.stderr.take();
-    let ending = async {
-        let mut text = Vec::new();
-        if let Some(said) = &mut said {
-            said.take(SAID_BYTES_MAX).read_to_end(&mut text).await?;
-            // The rest is not kept, and must not hold it up.
-            tokio::io::copy(said, &mut tokio::io::sink()).await?;
-        }
-        Ok((text, child.wait().await?))
-    };
-    let ended: Result<std::io::Result<_>, _> = timeout(within, ending).await;
+    let mut said = child.stderr.take().ok_or_else(|| std::io::Error::other("it has no standard error"))?;
+    let mut text = Vec::new();
+    let ended = timeout(within, end(&mut child, &mut said, &mut text)).await;
     let Ok(ended) = ended else {
         if let Some(group) = group {
             // It may have ended at this very moment.
@@ -55,11 +50,36 @@ pub async fn run(command: &str, facts: &[(&str, String)], within: Duration) -> R
         }
         return Err(ShellError::Late(within));
     };
-    let (text, status) = ended?;
+    let status = ended?;
     if status.success() {
         return Ok(());
     }
     Err(ShellError::Failed { status, said: String::from_utf8_lossy(&text).trim().to_owned() })
+}
+
+/// Waits for its end, and takes its words meanwhile.
+async fn end(child: &mut Child, said: &mut ChildStderr, text: &mut Vec<u8>) -> std::io::Result<ExitStatus> {
+    let mut chunk = [0; 1024];
+    let mut keep = |read: &[u8]| {
+        let room = SAID_BYTES_MAX - text.len();
+        text.extend_from_slice(&read[..read.len().min(room)]);
+    };
+    let status = loop {
+        // Both are cancellation-safe: nothing is read that is not kept, and an end can be waited for again.
+        tokio::select! {
+            read = said.read(&mut chunk) => match read? {
+                0 => return child.wait().await,
+                bytes => keep(&chunk[..bytes]),
+            },
+            ended = child.wait() => break ended?,
+        }
+    };
+    // What it left running may hold the other end open, and is not waited for.
+    let deadline = Instant::now() + LAST_WORDS_WITHIN;
+    while let Ok(Ok(bytes @ 1..)) = timeout_at(deadline, said.read(&mut chunk)).await {
+        keep(&chunk[..bytes]);
+    }
+    Ok(status)
 }
 
 #[cfg(test)]
@@ -81,7 +101,22 @@ mod tests {
     async fn of_a_flood_of_words_the_first_are_kept() {
         let error = run("yes >&2 & sleep 0.1; kill $!; exit 1", &[], PATIENT).await.unwrap_err();
         let ShellError::Failed { said, .. } = error else { panic!("{error}") };
-        assert!(said.len() <= SAID_BYTES_MAX as usize && said.starts_with("y\ny\n"));
+        assert!(said.len() <= SAID_BYTES_MAX && said.starts_with("y\ny\n"));
+    }
+
+    fn sleeper(pid: &std::path::Path) -> rustix::process::Pid {
+        let sleeper = std::fs::read_to_string(pid).unwrap().trim().parse().unwrap();
+        rustix::process::Pid::from_raw(sleeper).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_running_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = folder.path().join("pid");
+        let command = format!("echo begun >&2; sleep 600 & echo $! > {}; exit 3", pid.display());
+        let error = run(&command, &[], PATIENT).await.unwrap_err();
+        assert_eq!(error.to_string(), "exit status: 3: begun");
+        rustix::process::kill_process(sleeper(&pid), rustix::process::Signal::KILL).unwrap();
     }
 
     #[tokio::test]
@@ -91,8 +126,7 @@ mod tests {
         let command = format!("sleep 600 & echo $! > {}; wait", pid.display());
         let ended = run(&command, &[], Duration::from_millis(500)).await;
         assert_eq!(ended.unwrap_err().to_string(), "it has not ended after 0 s");
-        let sleeper = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-        let sleeper = rustix::process::Pid::from_raw(sleeper).unwrap();
+        let sleeper = sleeper(&pid);
         let begun = std::time::Instant::now();
         while rustix::process::test_kill_process(sleeper).is_ok() {
             let state = std::fs::read_to_string(format!("/proc/{}/stat", sleeper.as_raw_nonzero()));
