@@ -13,7 +13,7 @@ use crate::daemon::control::Method;
 /// Where that can't work, the data directory is compared with the new primary's, and what differs is taken. The
 /// configuration of this host stays. After a switchover, or with auto_rejoin, an old primary does this by itself.
 ///
-/// Until it has ended, do not start PostgreSQL by hand.
+/// Until it has ended, PostgreSQL refuses to be started by hand: the data directory's permissions are 0720 meanwhile.
 #[derive(clap::Args, Debug)]
 #[command(mut_args(only_with_long_help))]
 #[command(after_long_help = exit::explained(&[

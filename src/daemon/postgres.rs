@@ -17,6 +17,7 @@ use crate::pg::Binaries;
 use crate::pg::control::ControlFile;
 use crate::pg::postmaster::is_running;
 use crate::pg::version;
+use crate::rewind::door;
 
 /// How often `pg_control` is read; checkpoints are minutes apart.
 const RESTARTPOINT_EVERY: Duration = Duration::from_secs(5);
@@ -35,6 +36,9 @@ pub const CONFIGURATION_FILE: &str = "postgresql.conf";
 
 /// Starts PostgreSQL by the configured command, else by pg_ctl. It outlives this process.
 pub async fn start(config: &Config) -> anyhow::Result<()> {
+    let data_directory = config.postgres.data_directory.clone();
+    let opened = tokio::task::spawn_blocking(move || door::open(&data_directory));
+    opened.await.context("open the data directory")?.context("open the data directory")?;
     let mut command = match &config.postgres.start_command {
         Some(text) => shell(config, text).await,
         None => pg_ctl_start(config).await?,

@@ -27,7 +27,7 @@ use crate::pg::postmaster;
 use crate::restore::standby::SIGNAL_FILE;
 use crate::restore::surplus;
 use crate::restore::target::{Kind, StandbyPlace};
-use crate::rewind::{Client, Line, Program, lend, own, tunnel};
+use crate::rewind::{Client, Line, Program, door, lend, own, tunnel};
 use crate::store::{Fork, Rewind};
 use crate::{durable, restore};
 
@@ -147,6 +147,10 @@ async fn begin(node: &Arc<Node>, plan: &Plan) -> anyhow::Result<File> {
         own::keep(data_directory, &files, &folder)?;
         node.store.update_state(|state| state.rewind = Some(Rewind { fork, has_ended: false }))?;
         failpoint::hit("rewind-noted");
+        // After a crash pg_rewind has PostgreSQL recover first, and it is closed when that is over.
+        if is_shut_down(data_directory)? {
+            door::close(data_directory).context("keep PostgreSQL from being started")?;
+        }
         own::arm(data_directory, &restore_command(&node.config)?)?;
         // With it a PostgreSQL of its own, which pg_rewind starts after a crash, would not recover.
         anyhow::Ok(durable::remove(&data_directory.join(SIGNAL_FILE))?)
@@ -213,6 +217,10 @@ async fn carry_out(node: &Arc<Node>, plan: &Plan, held: File) -> anyhow::Result<
         }
         Line::Changes(text) => {
             plan.tell(text.clone());
+            // One call, no more than the program's own next.
+            if let Err(error) = door::close(&node.config.postgres.data_directory) {
+                tracing::warn!("PostgreSQL can't be kept from being started meanwhile: {error}");
+            }
             failpoint::hit("rewind-changing");
         }
         Line::Other(text) => plan.tell(text.clone()),
@@ -265,6 +273,11 @@ fn settled(node: &Node, rewind: Rewind) -> anyhow::Result<bool> {
     }
     own::forget(&folder)?;
     Ok(follows)
+}
+
+fn is_shut_down(data_directory: &Path) -> anyhow::Result<bool> {
+    let control = ControlFile::read(data_directory).context("read pg_control")?;
+    Ok(matches!(control.state, ClusterState::ShutDown | ClusterState::ShutDownInRecovery))
 }
 
 /// Whether nobody has started it as anything else since pg_rewind, which takes the signal away, has left it.

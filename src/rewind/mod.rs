@@ -7,6 +7,7 @@
 //! which a node gets as a copy, too, and nothing else.
 
 pub mod asked;
+pub mod door;
 pub mod own;
 pub mod program;
 pub mod tunnel;

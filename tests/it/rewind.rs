@@ -109,6 +109,7 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     is(&db2, Role::Superseded).await;
     db2.walship(&["rejoin"]).await.exits(4).unwrap();
     db2.sidecar.ended().await;
+    assert!(db2.cluster.start().await.is_err(), "by hand, or at boot, it would come up as a primary");
     db2.runs_with("").await;
     assert!(!db2.cluster.is_running());
     let dry = db2.walship(&["rejoin", "--dry-run"]).await.succeeded();
