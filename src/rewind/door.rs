@@ -4,23 +4,24 @@
 //! PostgreSQL refuses a data directory whose group may write (`checkDataDir` in `miscinit.c`). The bit that lets a group
 //! in at all is taken, so nobody gets more than before.
 
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+
+use crate::durable::{self, FileError};
 
 const GROUP_READS: u32 = 0o040;
 const GROUP_WRITES: u32 = 0o020;
 const GROUP_ENTERS: u32 = 0o010;
 
 /// Closes it, durably. Blocks.
-pub fn close(data_directory: &Path) -> io::Result<()> {
+pub fn close(data_directory: &Path) -> Result<(), FileError> {
     let mode = mode(data_directory)?;
     change(data_directory, mode & !GROUP_ENTERS | GROUP_WRITES)
 }
 
 /// Opens it again, where it is closed. Blocks.
-pub fn open(data_directory: &Path) -> io::Result<()> {
+pub fn open(data_directory: &Path) -> Result<(), FileError> {
     let mode = mode(data_directory)?;
     if mode & GROUP_WRITES == 0 {
         return Ok(());
@@ -29,13 +30,15 @@ pub fn open(data_directory: &Path) -> io::Result<()> {
     change(data_directory, mode & !GROUP_WRITES | enters)
 }
 
-fn mode(data_directory: &Path) -> io::Result<u32> {
-    Ok(fs::metadata(data_directory)?.permissions().mode() & 0o7777)
+fn mode(data_directory: &Path) -> Result<u32, FileError> {
+    let found = fs::metadata(data_directory).map_err(|e| FileError::new("look at", data_directory, e))?;
+    Ok(found.permissions().mode() & 0o7777)
 }
 
-fn change(data_directory: &Path, mode: u32) -> io::Result<()> {
-    fs::set_permissions(data_directory, Permissions::from_mode(mode))?;
-    File::open(data_directory)?.sync_all()
+fn change(data_directory: &Path, mode: u32) -> Result<(), FileError> {
+    fs::set_permissions(data_directory, Permissions::from_mode(mode))
+        .map_err(|e| FileError::new("change the permissions of", data_directory, e))?;
+    durable::sync_folder(data_directory)
 }
 
 #[cfg(test)]
