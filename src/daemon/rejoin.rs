@@ -103,6 +103,8 @@ struct Found {
     fork: Option<Lsn>,
     /// PostgreSQL's last checkpoint, where that lies past the end of the log: what leads there is gone from pg_wal.
     beyond: Option<Checkpoint>,
+    /// Where the new primary's store begins, where that is behind what this node would go on with.
+    gone_before: Option<Lsn>,
 }
 
 /// A checkpoint, as the control file has it.
@@ -115,6 +117,16 @@ struct Checkpoint {
 impl Found {
     fn has_diverged(&self) -> bool {
         self.fork.is_none_or(|fork| self.end > fork || self.beyond.is_some_and(|beyond| beyond.lsn >= fork))
+    }
+
+    /// That this node was away for longer than WAL is kept for it.
+    fn gone(&self) -> Option<String> {
+        let start = self.gone_before?;
+        Some(format!(
+            "WAL from {} on is no longer in the store of {}, which begins at {start}",
+            self.fork.unwrap_or(self.end),
+            self.primary
+        ))
     }
 
     fn sentence(&self, own: &str) -> String {
@@ -234,8 +246,16 @@ async fn would(node: &Arc<Node>, method: Method) -> anyhow::Result<String> {
     }
     let found = look(node).await?;
     let (what, primary) = (found.sentence(&node.config.name), &found.primary);
-    if !found.has_diverged() {
-        return Ok(format!("{what}. It would follow as it is; nothing was changed"));
+    match found.gone() {
+        Some(gone) if !found.has_diverged() => {
+            return Ok(format!(
+                "{what}. The data directory would be made equal to {primary}'s: {gone}; nothing was changed"
+            ));
+        }
+        None if !found.has_diverged() => {
+            return Ok(format!("{what}. It would follow as it is; nothing was changed"));
+        }
+        _ => {}
     }
     let way = match unfit(node, &found, method).await? {
         None => "the data directory rewound by pg_rewind".to_owned(),
@@ -251,6 +271,7 @@ async fn unfit(node: &Arc<Node>, found: &Found, method: Method) -> anyhow::Resul
     let why = match found.fork {
         None => Some(format!("{} does not say where it left timeline {}", found.primary, found.timeline)),
         Some(_) if found.beyond.is_some() => Some(format!("WAL from {} on is gone from pg_wal", found.end)),
+        Some(_) if found.gone_before.is_some() => found.gone(),
         Some(_) => rewind::unfit(node, method).await?,
     };
     match why {
@@ -305,7 +326,9 @@ async fn look(node: &Arc<Node>) -> anyhow::Result<Found> {
     // A slot that was dropped, or a limit of it, lets WAL go that nobody has captured.
     let is_beyond = control.timeline == timeline && control.checkpoint_lsn >= end;
     let beyond = is_beyond.then_some(Checkpoint { lsn: control.checkpoint_lsn, redo: control.redo_lsn });
-    Ok(Found { primary: hello.node, timeline, end, fork, beyond })
+    let need = fork.map_or(end, |fork| fork.min(end));
+    let gone_before = hello.kept.map(|kept| kept.start_lsn).filter(|start| *start > need);
+    Ok(Found { primary: hello.node, timeline, end, fork, beyond, gone_before })
 }
 
 /// Where a history left a timeline. One of the same number is another one: it is known by its identity. Where the history
@@ -370,6 +393,11 @@ async fn rejoin(node: &Arc<Node>, method: Method, tell: impl Fn(String)) -> anyh
     }
     let found = look(node).await?;
     tell(found.sentence(&name));
+    if let Some(gone) = found.gone().filter(|_| !found.has_diverged()) {
+        tell(gone);
+        let seed = Seed::automatic(&node.config, Kind::Reseed);
+        return Ok((Way::Anew(seed), rewind::being_made_equal(&name, &found.primary)));
+    }
     if !found.has_diverged() {
         let settings = seed::settings_of(&node.config, StandbyPlace::default());
         let applied = node.blocking("make PostgreSQL a standby", move |node| {
@@ -495,6 +523,7 @@ mod tests {
             end: Lsn(end),
             fork: Some(Lsn(100)),
             beyond: checkpoint.map(|lsn| Checkpoint { lsn: Lsn(lsn), redo: Lsn(lsn) }),
+            gone_before: None,
         };
         assert!(!found(100, None).has_diverged() && found(101, None).has_diverged());
         // All that was captured ends at the fork, and what follows it is no longer in pg_wal.
