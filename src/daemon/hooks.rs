@@ -65,8 +65,10 @@ pub async fn before(node: &Arc<Node>, to: Duty) -> anyhow::Result<()> {
 /// Sees to it that the command that comes after a change of role is run. Runs until it is dropped.
 pub async fn keep(node: Arc<Node>) -> Infallible {
     let mut failed: Option<(Duty, u32)> = None;
+    let mut pause = Duration::ZERO;
     loop {
-        sleep(LOOK_EVERY).await;
+        // At first at once: what a node begins as is to be known when it changes a moment later.
+        sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
         let now = duty(&node);
         let attempts = failed.filter(|(duty, _)| *duty == now).map_or(0, |(_, attempts)| attempts);
         if attempts >= ATTEMPTS {
