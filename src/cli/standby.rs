@@ -15,6 +15,7 @@ use crate::daemon::control::Client;
 use crate::daemon::{self, CONNECTIONS, Join, Seed};
 use crate::durable;
 use crate::fault::{Advised, Fault, Outcome, WithFault};
+use crate::pg::CONFIGURATION_FILE;
 use crate::restore::tablespace::Mapping;
 use crate::restore::target::{Kind, StandbyPlace};
 use crate::store::NodeRole;
@@ -194,7 +195,7 @@ fn read_bundle(path: &Path) -> anyhow::Result<Bundle> {
 /// The configuration that is there, or a new one from the bundle and the flags with the file that it is to be in.
 fn configure(args: &Args, bundle: &Bundle) -> anyhow::Result<(Config, Option<(PathBuf, String)>)> {
     if let Some(folder) = &args.config_directory {
-        let file = folder.join("postgresql.conf");
+        let file = folder.join(CONFIGURATION_FILE);
         File::open(&file)
             .with_context(|| format!("read {}", file.display()))
             .hint("--config-directory takes the folder with this host's postgresql.conf and pg_hba.conf.")

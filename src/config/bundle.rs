@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Address, ConfigError};
 use crate::clock::WallTime;
 use crate::durable::{self, FileError};
-use crate::tls::{self, Credentials, Identity, Issued, Kind, Pem};
+use crate::tls::{self, Credentials, Identity, Issued, Pem};
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -136,7 +136,7 @@ impl Bundle {
 
     /// Whether the holder may become a member.
     pub fn is_for_a_node(&self) -> bool {
-        self.identity.kind == Kind::Node
+        self.identity.is_node()
     }
 
     /// Writes keys and certificates to where a node has them. Blocks.

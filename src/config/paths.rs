@@ -3,12 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Address, Config, ConfigError};
-
-/// `sockaddr_un.sun_path` less its zero byte.
-const SOCKET_PATH_BYTES: usize = 107;
-
-/// The name of the socket that the local standby connects to, as libpq forms it from port 5432.
-pub const FEED_SOCKET: &str = ".s.PGSQL.5432";
+use crate::pg::socket_file::{self, PATH_BYTES_MAX};
 
 pub(super) fn control_socket(store: &Path) -> PathBuf {
     store.join("control.sock")
@@ -51,11 +46,11 @@ pub(super) fn check(config: &Config) -> Result<(), ConfigError> {
         let reason = format!("the data directory {} lies inside it", data.display());
         return Err(unfit("store", &config.store, reason, "Put the store beside the data directory."));
     }
-    let longest = feed_folder(&config.store).join(FEED_SOCKET);
+    let longest = socket_file::path_in(&feed_folder(&config.store), socket_file::PORT);
     let bytes = longest.as_os_str().len();
-    if bytes > SOCKET_PATH_BYTES {
+    if bytes > PATH_BYTES_MAX {
         let reason = format!(
-            "the path of the socket {} has {bytes} bytes, and a socket's path may have {SOCKET_PATH_BYTES}",
+            "the path of the socket {} has {bytes} bytes, and a socket's path may have {PATH_BYTES_MAX}",
             longest.display()
         );
         return Err(unfit("store", &config.store, reason, "Choose a shorter path."));

@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::entrant::{self, Entrant};
 use super::node::Node;
-use super::postgres::CONFIGURATION_FILE;
 use super::{certificate, epochs, order, relay, trouble, tunnel, votes};
 use crate::backup;
 use crate::fault::Advised;
@@ -18,10 +17,11 @@ use crate::link::handshake;
 use crate::link::listen::Arrival;
 use crate::link::message::{Answer, Code, Hello, PostgresAnswer, Promise, Purpose, Reject, Role};
 use crate::link::{Conn, Link, LinkError, Listener, Message, PEER_DEAD_AFTER, Socket};
+use crate::pg::CONFIGURATION_FILE;
 use crate::pg::sql::Sql;
 use crate::ship::{self, Counted, Downstream, Shipping, wire_identity};
 use crate::store::NodeRole;
-use crate::tls::{Identity, Kind};
+use crate::tls::Identity;
 
 /// Streams by node: a node that comes again has lost its first connection, whether that was noticed here or not.
 type Streams = Arc<Mutex<HashMap<String, CancellationToken>>>;
@@ -68,7 +68,7 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     let ours = node.hello(Purpose::Ask);
     let hello = handshake::answer(&mut conn, &ours, identity.as_ref(), |hello| {
         is_served_now(node, hello)?;
-        if hello.purpose == Purpose::Sql && !is_of_node(identity.as_ref()) {
+        if hello.purpose == Purpose::Sql && !identity.as_ref().is_some_and(Identity::is_node) {
             let message = format!("{} has no node's certificate, and reads nothing by SQL", hello.node);
             return Err(Reject { code: Code::Role, message, hint: String::new() });
         }
@@ -80,7 +80,7 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
     .await?;
     let purpose = hello.purpose;
     epochs::hear(node, &hello, identity.as_ref()).await?;
-    let is_node = is_of_node(identity.as_ref());
+    let is_node = identity.as_ref().is_some_and(Identity::is_node);
     let serial = identity.as_ref().map_or(0, |identity| identity.serial);
     // A standby's list is the primary's, which hears of this one from there.
     let enters = begun_as == NodeRole::Primary && matches!(purpose, Purpose::Stream | Purpose::Backup);
@@ -126,10 +126,6 @@ async fn serve(node: &Arc<Node>, arrival: Arrival, streams: &Streams) -> anyhow:
         Purpose::Ask => answer(node, conn, is_node).await,
         Purpose::Unknown => Ok(()),
     }
-}
-
-fn is_of_node(identity: Option<&Identity>) -> bool {
-    identity.is_some_and(|identity| identity.kind == Kind::Node)
 }
 
 /// Who has WAL ships it; copies are taken from the primary in this version.

@@ -18,6 +18,7 @@ use crate::link::message::{self, KeptCertificate};
 use crate::pg::{Lsn, TimelineId};
 use crate::promote::{Certificate, Known, Stake, kept};
 use crate::report::Promotion;
+use crate::ship::wire_branch;
 use crate::store::{Branch, MemberRole};
 
 const RETRY_EVERY: Duration = Duration::from_secs(1);
@@ -158,7 +159,7 @@ async fn fetch(node: &Arc<Node>, branch: &Branch) -> anyhow::Result<()> {
         .filter(|member| member.name == of || member.role == MemberRole::Primary)
         .partition(|member| member.name == of);
     for member in promoted.into_iter().chain(primary) {
-        let want = Message::WantCertificate(wire(branch));
+        let want = Message::WantCertificate(wire_branch(branch));
         let text = match converse(node, &member.advertise, want, FETCH_WITHIN).await {
             Ok(Message::KeptCertificate(KeptCertificate { text: Some(text) })) => text,
             other => {
@@ -173,10 +174,6 @@ async fn fetch(node: &Arc<Node>, branch: &Branch) -> anyhow::Result<()> {
         return kept.await?;
     }
     anyhow::bail!("nobody who is asked has it")
-}
-
-fn wire(branch: &Branch) -> message::Branch {
-    message::Branch { epoch: branch.epoch, node: branch.node.clone() }
 }
 
 /// What another node is given that asks for a certificate.

@@ -13,7 +13,6 @@ use crate::durable;
 use crate::failpoint;
 use crate::fault::Fault;
 use crate::pg::control::{ClusterState, ControlFile};
-use crate::pg::postmaster;
 use crate::restore::standby::SIGNAL_FILE;
 use crate::vitals::Contact;
 
@@ -92,18 +91,11 @@ pub async fn release(node: &Arc<Node>, was_down: bool) -> anyhow::Result<()> {
         durable::remove(&node.config.postgres.data_directory.join(SIGNAL_FILE))
     });
     removed.await??;
-    if !was_down && !is_running(node).await? {
+    if !was_down && !postgres::runs(node).await? {
         postgres::start(&node.config).await?;
     }
     node.stays_down.send_replace(false);
     Ok(())
-}
-
-/// Whether this node's PostgreSQL runs.
-pub async fn is_running(node: &Arc<Node>) -> anyhow::Result<bool> {
-    let looked = node
-        .blocking("look for PostgreSQL", |node| postmaster::is_running(&node.config.postgres.data_directory));
-    looked.await?.context("look for PostgreSQL")
 }
 
 /// Stops the PostgreSQL of a primary that was left behind, and leaves `standby.signal`. What it still accepted is lost to

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::time::{sleep, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::node::Node;
-use super::{fence, shell};
+use super::{postgres, shell};
 use crate::fault::Fault;
 use crate::store::{Announced, Duty, NodeRole, State, Superseded};
 
@@ -65,10 +65,11 @@ pub async fn before(node: &Arc<Node>, to: Duty) -> anyhow::Result<()> {
 /// Sees to it that the command that comes after a change of role is run. Runs until it is dropped.
 pub async fn keep(node: Arc<Node>) -> Infallible {
     let mut failed: Option<(Duty, u32)> = None;
-    let mut pause = Duration::ZERO;
+    // The first tick comes at once: what a node begins as is to be known when it changes a moment later.
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        // At first at once: what a node begins as is to be known when it changes a moment later.
-        sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
+        tick.tick().await;
         let now = duty(&node);
         let attempts = failed.filter(|(duty, _)| *duty == now).map_or(0, |(_, attempts)| attempts);
         if attempts >= ATTEMPTS {
@@ -118,7 +119,7 @@ async fn is_settled(node: &Arc<Node>, now: Duty) -> anyhow::Result<bool> {
     if is_elected || state.promise.is_some() && now != Duty::Down {
         return Ok(false);
     }
-    Ok(fence::is_running(node).await? == (now != Duty::Down))
+    Ok(postgres::runs(node).await? == (now != Duty::Down))
 }
 
 async fn note(node: &Arc<Node>, announced: Announced) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::node::Node;
 use super::seed::{self, Seed};
 use super::standby::{self, Requests};
-use super::{fence, fork, postgres, primary, rejoin, reseed, rewind};
+use super::{fork, postgres, primary, rejoin, reseed, rewind};
 use crate::failpoint;
 use crate::fault::Fault;
 use crate::restore::target::Standing;
@@ -132,7 +132,7 @@ async fn seed_anew(node: &Arc<Node>, seed: &Seed, requests: &mut Requests) -> an
         };
         match seeded {
             // A service manager, as when the host boots, or a person. Nothing was changed yet, or it could not run.
-            Err(error) if starts < STARTS_MAX && fence::is_running(node).await? => {
+            Err(error) if starts < STARTS_MAX && postgres::runs(node).await? => {
                 starts += 1;
                 tracing::warn!(
                     "PostgreSQL was started while it is to be seeded, and is stopped again: {error:#}"

@@ -31,9 +31,6 @@ const STOP_WITHIN: Duration = Duration::from_secs(120);
 /// Where PostgreSQL's own log goes when walship starts it with pg_ctl, below the store.
 pub const LOG_FILE: &str = "postgresql.log";
 
-/// PostgreSQL's configuration, in the data directory unless a person or a package put it elsewhere.
-pub const CONFIGURATION_FILE: &str = "postgresql.conf";
-
 /// Starts PostgreSQL by the configured command, else by pg_ctl. It outlives this process.
 pub async fn start(config: &Config) -> anyhow::Result<()> {
     let data_directory = config.postgres.data_directory.clone();
@@ -62,6 +59,13 @@ pub async fn start(config: &Config) -> anyhow::Result<()> {
     let log = config.store.join(LOG_FILE);
     Err(anyhow::anyhow!("PostgreSQL did not start ({}): {said}", output.status))
         .hint(format!("Its own log says why: {}", log.display()))
+}
+
+/// Whether this node's PostgreSQL runs.
+pub async fn runs(node: &Arc<Node>) -> anyhow::Result<bool> {
+    let looked =
+        node.blocking("look for PostgreSQL", |node| is_running(&node.config.postgres.data_directory));
+    looked.await?.context("look for PostgreSQL")
 }
 
 /// How PostgreSQL is stopped.

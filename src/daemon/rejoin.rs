@@ -15,17 +15,16 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::ask::{ANSWER_WITHIN, ask_within};
 use super::node::Node;
-use super::postgres::{self, CONFIGURATION_FILE};
 use super::request::Done;
 use super::seed::{self, Seed};
 use super::standby::Requests;
-use super::{by_hand, fence, rewind, upstreams};
+use super::{by_hand, fence, postgres, rewind, upstreams};
 use crate::capsule::{self, Kept};
 use crate::failpoint;
 use crate::fault::{Fault, WithFault};
 use crate::link::message::{Hello, Role, TimelineIdentity};
 use crate::pg::control::ControlFile;
-use crate::pg::{Lsn, TimelineId};
+use crate::pg::{CONFIGURATION_FILE, Lsn, TimelineId};
 use crate::report::units;
 use crate::restore::surplus;
 use crate::restore::target::{Kind, StandbyPlace};
@@ -103,8 +102,8 @@ struct Found {
     fork: Option<Lsn>,
     /// PostgreSQL's last checkpoint, where that lies past the end of the log: what leads there is gone from pg_wal.
     beyond: Option<Checkpoint>,
-    /// Where the new primary's store begins, where that is behind what this node would go on with.
-    gone_before: Option<Lsn>,
+    /// Where the new primary's store begins.
+    kept_from: Option<Lsn>,
 }
 
 /// A checkpoint, as the control file has it.
@@ -121,10 +120,10 @@ impl Found {
 
     /// That this node was away for longer than WAL is kept for it.
     fn gone(&self) -> Option<String> {
-        let start = self.gone_before?;
+        let need = self.fork.map_or(self.end, |fork| fork.min(self.end));
+        let start = self.kept_from.filter(|start| *start > need)?;
         Some(format!(
-            "WAL from {} on is no longer in the store of {}, which begins at {start}",
-            self.fork.unwrap_or(self.end),
+            "WAL from {need} on is no longer in the store of {}, which begins at {start}",
             self.primary
         ))
     }
@@ -169,15 +168,13 @@ pub async fn until_rejoined(node: &Arc<Node>, requests: &mut Requests) -> anyhow
                     tracing::info!("rejoining: {done}");
                     return Ok(way);
                 }
-                // Where it was handed over to a node that is being promoted still, that is all.
-                Err(error) if pause == RETRY_FIRST => {
-                    tracing::info!("not rejoined yet: {error:#}");
-                    (retry_at, pause) = (Instant::now() + pause, 2 * pause);
-                }
                 Err(error) => {
-                    say_why_not(node, &error);
-                    retry_at = Instant::now() + pause;
-                    pause = RETRY_MOST.min(2 * pause);
+                    // At first the node that it was handed over to may be on its way still.
+                    match pause {
+                        RETRY_FIRST => tracing::info!("not rejoined yet: {error:#}"),
+                        _ => say_why_not(node, &error),
+                    }
+                    (retry_at, pause) = (Instant::now() + pause, RETRY_MOST.min(2 * pause));
                 }
             },
         }
@@ -246,16 +243,12 @@ async fn would(node: &Arc<Node>, method: Method) -> anyhow::Result<String> {
     }
     let found = look(node).await?;
     let (what, primary) = (found.sentence(&node.config.name), &found.primary);
-    match found.gone() {
-        Some(gone) if !found.has_diverged() => {
-            return Ok(format!(
-                "{what}. The data directory would be made equal to {primary}'s: {gone}; nothing was changed"
-            ));
-        }
-        None if !found.has_diverged() => {
-            return Ok(format!("{what}. It would follow as it is; nothing was changed"));
-        }
-        _ => {}
+    if !found.has_diverged() {
+        let would = match found.gone() {
+            Some(gone) => format!("The data directory would be made equal to {primary}'s: {gone}"),
+            None => "It would follow as it is".to_owned(),
+        };
+        return Ok(format!("{what}. {would}; nothing was changed"));
     }
     let way = match unfit(node, &found, method).await? {
         None => "the data directory rewound by pg_rewind".to_owned(),
@@ -271,8 +264,10 @@ async fn unfit(node: &Arc<Node>, found: &Found, method: Method) -> anyhow::Resul
     let why = match found.fork {
         None => Some(format!("{} does not say where it left timeline {}", found.primary, found.timeline)),
         Some(_) if found.beyond.is_some() => Some(format!("WAL from {} on is gone from pg_wal", found.end)),
-        Some(_) if found.gone_before.is_some() => found.gone(),
-        Some(_) => rewind::unfit(node, method).await?,
+        Some(_) => match found.gone() {
+            None => rewind::unfit(node, method).await?,
+            gone => gone,
+        },
     };
     match why {
         Some(why) if method == Method::Rewind => Err(Fault::refused(
@@ -326,9 +321,8 @@ async fn look(node: &Arc<Node>) -> anyhow::Result<Found> {
     // A slot that was dropped, or a limit of it, lets WAL go that nobody has captured.
     let is_beyond = control.timeline == timeline && control.checkpoint_lsn >= end;
     let beyond = is_beyond.then_some(Checkpoint { lsn: control.checkpoint_lsn, redo: control.redo_lsn });
-    let need = fork.map_or(end, |fork| fork.min(end));
-    let gone_before = hello.kept.map(|kept| kept.start_lsn).filter(|start| *start > need);
-    Ok(Found { primary: hello.node, timeline, end, fork, beyond, gone_before })
+    let kept_from = hello.kept.map(|kept| kept.start_lsn);
+    Ok(Found { primary: hello.node, timeline, end, fork, beyond, kept_from })
 }
 
 /// Where a history left a timeline. One of the same number is another one: it is known by its identity. Where the history
@@ -393,12 +387,11 @@ async fn rejoin(node: &Arc<Node>, method: Method, tell: impl Fn(String)) -> anyh
     }
     let found = look(node).await?;
     tell(found.sentence(&name));
-    if let Some(gone) = found.gone().filter(|_| !found.has_diverged()) {
-        tell(gone);
-        let seed = Seed::automatic(&node.config, Kind::Reseed);
-        return Ok((Way::Anew(seed), rewind::being_made_equal(&name, &found.primary)));
-    }
     if !found.has_diverged() {
+        if let Some(gone) = found.gone() {
+            tell(gone);
+            return Ok(anew(node, &found));
+        }
         let settings = seed::settings_of(&node.config, StandbyPlace::default());
         let applied = node.blocking("make PostgreSQL a standby", move |node| {
             settings.apply(&node.config.postgres.data_directory)
@@ -425,10 +418,14 @@ async fn rejoin(node: &Arc<Node>, method: Method, tell: impl Fn(String)) -> anyh
         }
         (_, why) => {
             tell(format!("pg_rewind can't work: {}", why.as_deref().unwrap_or("it is not known to where")));
-            let seed = Seed::automatic(&node.config, Kind::Reseed);
-            Ok((Way::Anew(seed), rewind::being_made_equal(&name, &found.primary)))
+            Ok(anew(node, &found))
         }
     }
+}
+
+fn anew(node: &Node, found: &Found) -> (Way, String) {
+    let seed = Seed::automatic(&node.config, Kind::Reseed);
+    (Way::Anew(seed), rewind::being_made_equal(&node.config.name, &found.primary))
 }
 
 /// A timeline that a promotion of this node made, and that its log never got. The new primary's may have the same number,
@@ -523,7 +520,7 @@ mod tests {
             end: Lsn(end),
             fork: Some(Lsn(100)),
             beyond: checkpoint.map(|lsn| Checkpoint { lsn: Lsn(lsn), redo: Lsn(lsn) }),
-            gone_before: None,
+            kept_from: None,
         };
         assert!(!found(100, None).has_diverged() && found(101, None).has_diverged());
         // All that was captured ends at the fork, and what follows it is no longer in pg_wal.

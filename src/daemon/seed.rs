@@ -11,14 +11,13 @@ use tokio_util::task::TaskTracker;
 
 use super::attempts::{PrimaryChanged, until_copied};
 use super::node::Node;
-use super::postgres::CONFIGURATION_FILE;
 use super::{ask, follow, join, upstreams};
 use crate::config::Config;
 use crate::fault::Fault;
 use crate::feed;
 use crate::link::message::{Code, Purpose, Role};
 use crate::link::{Conn, LinkError, Socket};
-use crate::pg::TimelineId;
+use crate::pg::{CONFIGURATION_FILE, TimelineId};
 use crate::restore::standby::StandbySettings;
 use crate::restore::tablespace::Mapping;
 use crate::restore::target::{Kind, Marker, StandbyPlace};

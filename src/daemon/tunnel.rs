@@ -22,31 +22,26 @@ const APPLICATION_NAME: &str = "walship rewind";
 
 /// Serves one connection of a node's pg_rewind to its end.
 pub async fn serve(node: &Arc<Node>, conn: Conn<Socket>, client: &str) -> anyhow::Result<()> {
+    let place = node.tunnels.try_acquire();
     let prepare = async {
-        // Those who come when there is no more room come again.
-        let place = node.tunnels.try_acquire().map_err(|_| not_ready("others are being rewound".to_owned()));
+        if place.is_err() {
+            let hint = "Run it again later.".to_owned();
+            return Err(Reject {
+                code: Code::NotReady,
+                message: "others are being rewound".to_owned(),
+                hint,
+            });
+        }
         let session = session(node).await.map_err(|error| {
             let hint =
                 Fault::hint_of(&error).unwrap_or("`walship check` there shows what is wrong.").to_owned();
             let message = format!("PostgreSQL beside {} serves no pg_rewind: {error:#}", node.config.name);
             Reject { code: Code::NotReady, message, hint }
-        });
-        place.and_then(|place| Ok((place, session?)))
-    };
-    let mut place = None;
-    let prepare = async {
-        let (taken, session) = prepare.await?;
-        place = Some(taken);
+        })?;
         tracing::info!(node = %client, "its pg_rewind may read the data directory");
         Ok(session)
     };
-    let served = rewind::serve(conn, prepare).await;
-    drop(place);
-    served
-}
-
-fn not_ready(message: String) -> Reject {
-    Reject { code: Code::NotReady, message, hint: "Run it again later.".to_owned() }
+    rewind::serve(conn, prepare).await
 }
 
 async fn session(node: &Arc<Node>) -> anyhow::Result<Session> {

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::ask::ask_within;
 use super::node::Node;
-use super::{accept, fence, hooks};
+use super::{accept, fence, hooks, postgres};
 use crate::clock::WallTime;
 use crate::failpoint;
 use crate::fault::Fault;
@@ -139,7 +139,7 @@ async fn give(node: &Arc<Node>, request: &VoteRequest) -> anyhow::Result<Option<
     let before = node.store.state().promise.filter(|promise| promise.stops_primary);
     let was_down = match before {
         Some(promise) => promise.was_down,
-        None => stops && !fence::is_running(node).await?,
+        None => stops && !postgres::runs(node).await?,
     };
     let promise = Promise {
         epoch: request.epoch,

@@ -13,15 +13,10 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 use super::{Account, Binaries, process, wait};
 use crate::fault::WithFault;
+use crate::pg::socket_file::{self, PATH_BYTES_MAX, PORT};
 
 /// The superuser of every cluster made here.
 pub const SUPERUSER: &str = "postgres";
-
-/// The port is only a part of the socket's name: every cluster has a socket folder of its own.
-const PORT: u16 = 5432;
-
-/// `sun_path` of a unix socket, less its end mark (`unix(7)`).
-const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 /// How long a start or stop may take: a standby may have to replay first.
 const CONTROL_TIMEOUT_SECONDS: u32 = 120;
@@ -105,10 +100,10 @@ impl Cluster {
         let folder = folder.canonicalize().with_context(|| format!("resolve {}", folder.display()))?;
         let cluster =
             Cluster { folder, binaries: binaries.clone(), account: account.clone(), keep_running: false };
-        let socket = cluster.socket_folder().join(format!(".s.PGSQL.{PORT}"));
+        let socket = socket_file::path_in(&cluster.socket_folder(), PORT);
         ensure!(
-            socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX,
-            "{} is longer than the {SOCKET_PATH_BYTES_MAX} bytes of a unix socket's path: use a folder nearer to /",
+            socket.as_os_str().len() <= PATH_BYTES_MAX,
+            "{} is longer than the {PATH_BYTES_MAX} bytes of a unix socket's path: use a folder nearer to /",
             socket.display()
         );
         account.create_folder(&cluster.socket_folder())?;

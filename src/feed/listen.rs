@@ -12,16 +12,11 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::durable;
 use crate::fault::{Fault, WithFault};
 use crate::pg::message::backend::ServerMessage;
-
-/// The port in the socket's name. A folder of its own makes any number unique; this one is libpq's default.
-pub const PORT: u16 = 5432;
-
-/// Longest path of a socket (`sun_path`, less its final zero); libpq has the same limit.
-const MAX_PATH_BYTES: usize = 107;
+use crate::pg::socket_file::{self, PATH_BYTES_MAX, PORT};
 
 /// Where a client of `folder` looks for the socket.
 pub(super) fn socket_path(folder: &Path) -> PathBuf {
-    folder.join(format!(".s.PGSQL.{PORT}"))
+    socket_file::path_in(folder, PORT)
 }
 
 /// Makes the folder, takes a stale socket out of the way and listens, for one user. Blocks, but must be called within
@@ -29,10 +24,10 @@ pub(super) fn socket_path(folder: &Path) -> PathBuf {
 pub(super) fn listen(folder: &Path, client_uid: u32) -> anyhow::Result<UnixListener> {
     let path = socket_path(folder);
     let length = path.as_os_str().len();
-    if length > MAX_PATH_BYTES {
+    if length > PATH_BYTES_MAX {
         return Err(Fault::usage(
             format!(
-                "the path {} has {length} bytes, a unix socket's has {MAX_PATH_BYTES} at most",
+                "the path {} has {length} bytes, a unix socket's has {PATH_BYTES_MAX} at most",
                 path.display()
             ),
             "Put the store into a folder with a shorter path.",

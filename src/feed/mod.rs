@@ -37,6 +37,7 @@ use tracing::Instrument;
 use crate::clock::WallTime;
 use crate::pg::message::MessageError;
 use crate::pg::message::backend::ServerMessage;
+use crate::pg::socket_file;
 use crate::store::Store;
 use crate::vitals::{Contact, Vitals};
 
@@ -54,7 +55,7 @@ const STANDBY_NAME: &str = "walship";
 /// The `primary_conninfo` that makes the local standby follow the feed in `folder`.
 pub fn primary_conninfo(folder: &Path) -> String {
     let folder = folder.to_string_lossy().replace('\\', "\\\\").replace('\'', "\\'");
-    format!("host='{folder}' port={} user=walship application_name={STANDBY_NAME}", listen::PORT)
+    format!("host='{folder}' port={} user=walship application_name={STANDBY_NAME}", socket_file::PORT)
 }
 
 /// How to serve.

@@ -13,7 +13,7 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode};
 use tokio_rustls::rustls::ClientConfig;
 
-use super::passfile;
+use super::{passfile, socket_file};
 
 /// The key words of the `key=value` form.
 const KEYS: [&str; 17] = [
@@ -263,7 +263,7 @@ fn endpoint(config: &Config) -> Result<Endpoint, ConninfoError> {
     }
     let port = ports.first().copied().unwrap_or(5432);
     let address = addresses.first().copied();
-    let in_directory = |directory: &Path| Endpoint::Unix(directory.join(format!(".s.PGSQL.{port}")));
+    let in_directory = |directory: &Path| Endpoint::Unix(socket_file::path_in(directory, port));
     Ok(match (hosts.first(), address) {
         (Some(Host::Unix(directory)), _) => in_directory(directory),
         (Some(Host::Tcp(host)), _) if !host.is_empty() => Endpoint::Tcp { host: host.clone(), address, port },

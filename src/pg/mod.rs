@@ -19,6 +19,7 @@ pub mod record;
 pub mod relation;
 pub mod replication;
 pub mod segment;
+pub mod socket_file;
 pub mod sql;
 pub mod sync_names;
 pub mod timeline;
@@ -33,6 +34,12 @@ pub use lsn::Lsn;
 pub use party::AccessError;
 pub use segment::{SegmentNumber, SegmentSize};
 pub use timeline::{History, TimelineId};
+
+/// The server's configuration, in the data directory unless a person or a package put it elsewhere.
+pub const CONFIGURATION_FILE: &str = "postgresql.conf";
+
+/// What `ALTER SYSTEM` writes, in the data directory; it beats the other.
+pub const SETTINGS_FILE: &str = "postgresql.auto.conf";
 
 /// Size of a WAL page, `wal_block_size`: PostgreSQL can be built with another one, but nobody ships such builds,
 /// and every connection checks it.

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::certificate::Certificate;
 use crate::durable::{self, FileError};
+use crate::tls::check_name;
 
 /// The folder in the store's.
 pub const FOLDER: &str = "history";
@@ -111,7 +112,8 @@ pub fn keep_of_another(store: &Path, epoch: u64, node: &str, text: &str) -> anyh
         "it is the certificate of another"
     );
     anyhow::ensure!(certificate.new_timeline.is_some(), "it is not complete");
-    anyhow::ensure!(is_name(node), "{node:?} cannot be a node's name");
+    // It becomes a part of a file's name.
+    check_name(node)?;
     let folder = store.join(FOLDER);
     durable::create_folder(&folder)?;
     Ok(durable::write(&folder.join(file_name(epoch, node)), text.as_bytes())?)
@@ -134,12 +136,11 @@ pub fn drop_draft(store: &Path) -> Result<(), FileError> {
 
 /// The certificate of an epoch of a node, as it is kept; `None` where there is none.
 pub fn find(store: &Path, epoch: u64, node: &str) -> Result<Option<String>, FileError> {
-    if is_name(node) { read_if_there(&store.join(FOLDER).join(file_name(epoch, node))) } else { Ok(None) }
-}
-
-/// A name that comes from elsewhere becomes a part of that of a file.
-fn is_name(node: &str) -> bool {
-    node.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    match check_name(node) {
+        Ok(()) => read_if_there(&store.join(FOLDER).join(file_name(epoch, node))),
+        // It is asked for from elsewhere, and becomes a part of a file's name.
+        Err(_) => Ok(None),
+    }
 }
 
 fn read_if_there(path: &Path) -> Result<Option<String>, FileError> {

@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::durable::{self, FileError};
+use crate::pg::{CONFIGURATION_FILE, SETTINGS_FILE};
 
-const SETTINGS_FILE: &str = "postgresql.auto.conf";
 /// Makes PostgreSQL start as a standby.
 pub const SIGNAL_FILE: &str = "standby.signal";
 
@@ -54,7 +54,7 @@ impl StandbySettings {
     /// it came without `postgresql.conf`, or the one that was here stays. Whatever else the source names is passed over.
     pub fn add_primarys(&mut self, data_directory: &Path, settings: &BTreeMap<String, String>) {
         let texts =
-            ["postgresql.conf", SETTINGS_FILE].map(|file| fs::read_to_string(data_directory.join(file)));
+            [CONFIGURATION_FILE, SETTINGS_FILE].map(|file| fs::read_to_string(data_directory.join(file)));
         let is_ours = texts[0].is_ok();
         for (name, default) in AS_HIGH_AS_THE_PRIMARY {
             let theirs = settings.get(name).and_then(|value| value.parse::<u32>().ok());

@@ -11,15 +11,12 @@ use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
 use crate::durable::{self, FileError};
+use crate::pg::{CONFIGURATION_FILE, SETTINGS_FILE};
 
 /// Where they are, below pg_rewind's folder.
 const KEPT_FOLDER: &str = "own";
 /// What it is called while it is removed.
 const GONE_FOLDER: &str = "own.gone";
-
-/// pg_rewind has PostgreSQL read its configuration; one that is elsewhere it does not find.
-const CONFIGURATION_FILE: &str = "postgresql.conf";
-const SETTINGS_FILE: &str = "postgresql.auto.conf";
 
 /// Keeps `files`, relative ones of the data directory.
 pub fn keep(data_directory: &Path, files: &[PathBuf], folder: &Path) -> Result<(), FileError> {
@@ -38,6 +35,7 @@ pub fn keep(data_directory: &Path, files: &[PathBuf], folder: &Path) -> Result<(
 
 /// Has PostgreSQL, when pg_rewind asks it, name `restore_command`; its other settings are put back later.
 pub fn arm(data_directory: &Path, restore_command: &str) -> Result<(), FileError> {
+    // It has PostgreSQL read its configuration; one that is elsewhere it does not find.
     let configuration = data_directory.join(CONFIGURATION_FILE);
     if !configuration.exists() {
         durable::write(&configuration, b"")?;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::tunnel::PORT;
+use crate::pg::socket_file::PORT;
 
 /// Reading the log of a stopped node shows nothing for long; longer than this is a program that hangs.
 const SILENT_MAX: Duration = Duration::from_secs(15 * 60);

@@ -21,12 +21,7 @@ use crate::pg::message::backend::{Backend, ServerMessage};
 use crate::pg::message::frontend::Startup;
 use crate::pg::message::{MessageReader, MessageWriter};
 use crate::pg::replication::Session;
-
-/// The port in the socket's name; the folder is its own.
-pub const PORT: u16 = 5432;
-
-/// Longest path of a socket (`sun_path`, less its final zero).
-const PATH_BYTES_MAX: usize = 107;
+use crate::pg::socket_file::{self, PATH_BYTES_MAX, PORT};
 
 const PIECE_BYTES: usize = 256 << 10;
 
@@ -44,7 +39,7 @@ pub struct Client {
 impl Client {
     /// Listens in a folder that nobody else may enter. Blocks for a moment.
     pub fn bind(folder: &Path) -> anyhow::Result<Client> {
-        let path = folder.join(format!(".s.PGSQL.{PORT}"));
+        let path = socket_file::path_in(folder, PORT);
         anyhow::ensure!(
             path.as_os_str().len() <= PATH_BYTES_MAX,
             "the path {} is longer than the {PATH_BYTES_MAX} bytes of a unix socket's",
@@ -256,7 +251,7 @@ mod tests {
     /// The socket file's end and the server's, with all between them.
     async fn joined(folder: &Path, greeting: Result<&'static [u8], Reject>) -> (UnixStream, DuplexStream) {
         let client = Client::bind(folder).unwrap();
-        let stream = UnixStream::connect(folder.join(format!(".s.PGSQL.{PORT}"))).await.unwrap();
+        let stream = UnixStream::connect(socket_file::path_in(folder, PORT)).await.unwrap();
         let (near, far) = tokio::io::duplex(1 << 16);
         let (server, session) = tokio::io::duplex(1 << 16);
         tokio::task::spawn_local(async move {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::WallTime;
 use crate::link::message::{self, Code, MemberList, Reject, RelayedList, Resume, Standing};
 use crate::link::{Conn, LinkError, Message, PEER_DEAD_AFTER};
-use crate::store::{Cursor, OpenFrame, Store, StoreError, TimelineIdentity, Visibility};
+use crate::store::{Branch, Cursor, OpenFrame, Store, StoreError, TimelineIdentity, Visibility};
 use crate::vitals::{Contact, DownstreamVitals, Vitals};
 
 /// What a stage of this kind is given.
@@ -147,13 +147,17 @@ async fn open(store: &Store, resume: &Resume) -> anyhow::Result<Result<Cursor, R
 
 /// A timeline's identity in the link's words.
 pub fn wire_identity(identity: &TimelineIdentity) -> message::TimelineIdentity {
-    let branch = identity.branch.as_ref();
     message::TimelineIdentity {
         timeline: identity.timeline,
         parent: identity.parent.map(|(parent, _)| parent),
         switch_lsn: identity.switch_lsn(),
-        branch: branch.map(|branch| message::Branch { epoch: branch.epoch, node: branch.node.clone() }),
+        branch: identity.branch.as_ref().map(wire_branch),
     }
+}
+
+/// What begot a timeline, for the link.
+pub fn wire_branch(branch: &Branch) -> message::Branch {
+    message::Branch { epoch: branch.epoch, node: branch.node.clone() }
 }
 
 /// A downstream's vitals, for as long as it is connected.

@@ -79,6 +79,11 @@ pub fn check_name(name: &str) -> Result<(), NameError> {
 }
 
 impl Identity {
+    /// Whether it is a node's, which may vote, order and read what a copy has.
+    pub fn is_node(&self) -> bool {
+        self.kind == Kind::Node
+    }
+
     /// Reads a certificate, which need not be trustworthy.
     pub(super) fn of_certificate(der: &[u8]) -> Result<Identity, String> {
         let certificate = Certificate::from_der(der).map_err(|e| format!("it cannot be read: {e}"))?;
