@@ -14,8 +14,8 @@ use super::ask;
 use super::node::Node;
 use crate::failpoint;
 use crate::link::message::{Hello, Purpose, Role};
-use crate::store::NodeRole;
-use crate::tls::{Identity, Kind};
+use crate::store::{NodeRole, Superseded};
+use crate::tls::Identity;
 use crate::vitals::Contact;
 
 const TELL_EVERY: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ async fn greet(node: &Arc<Node>, address: &str) -> anyhow::Result<()> {
 /// Takes note of a primary whose committed epoch is above this node's. A primary takes it from anyone who knows of the
 /// epoch: it must stop also where the new one does not reach it. A standby has time until that does.
 pub async fn hear(node: &Arc<Node>, hello: &Hello, identity: Option<&Identity>) -> anyhow::Result<()> {
-    let is_node = identity.is_some_and(|identity| identity.kind == Kind::Node);
+    let is_node = identity.is_some_and(Identity::is_node);
     let epoch = hello.committed_epoch;
     if is_node {
         look_for_a_rival(node, hello);
@@ -80,11 +80,8 @@ pub async fn hear(node: &Arc<Node>, hello: &Hello, identity: Option<&Identity>) 
         (NodeRole::Standby, _) => {}
         (NodeRole::Primary, _) => {
             let name = new_primary(node, hello);
-            let known = node.newer_primary.borrow().clone();
-            let is_news = known.is_none_or(|(known, by)| known < epoch || by == SOMEBODY && name != SOMEBODY);
-            if is_news {
+            if is_news(node.store.state().superseded.as_ref(), epoch, &name) {
                 supersede(node, epoch, &name).await?;
-                node.newer_primary.send_replace(Some((epoch, name)));
             }
         }
     }
@@ -131,6 +128,13 @@ fn new_primary(node: &Node, hello: &Hello) -> String {
     primary.filter(|primary| *primary != node.config.name).unwrap_or(SOMEBODY).to_owned()
 }
 
+/// A later promotion is, and who it was of one of which only the epoch is known.
+fn is_news(known: Option<&Superseded>, epoch: u64, by: &str) -> bool {
+    known.is_none_or(|known| {
+        known.epoch < epoch || known.epoch == epoch && known.by == SOMEBODY && by != SOMEBODY
+    })
+}
+
 /// This node is the primary no more. Its own epoch stays what it is: a higher one would make others follow it.
 async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<()> {
     let by = name.to_owned();
@@ -139,11 +143,13 @@ async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<(
         let mut known = None;
         node.store.update_state(|state| {
             known = state.superseded.clone();
-            let is_better = known.as_ref().is_none_or(|known| known.epoch < epoch || known.by == SOMEBODY);
-            if is_better {
+            if is_news(known.as_ref(), epoch, &by) {
                 state.leave_behind(epoch, by);
             }
         })?;
+        // Here, for whoever waits for this may be cancelled, and what is noted is no news to the next.
+        let superseded = node.store.state().superseded;
+        node.newer_primary.send_replace(superseded.map(|superseded| (superseded.epoch, superseded.by)));
         anyhow::Ok(known.is_some_and(|known| known.epoch >= epoch))
     });
     // Several may tell of it at once, and one with a name after one without.
@@ -160,4 +166,21 @@ async fn supersede(node: &Arc<Node>, epoch: u64, name: &str) -> anyhow::Result<(
          to the others; `walship rejoin` makes it a standby"
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_later_promotion_is_news_and_a_name_for_the_one_that_is_known() {
+        let known = |epoch, by: &str| Some(Superseded { epoch, by: by.to_owned(), handed_over: false });
+        assert!(is_news(None, 1, SOMEBODY) && is_news(known(1, "db2").as_ref(), 2, SOMEBODY));
+        assert!(is_news(known(2, SOMEBODY).as_ref(), 2, "db2"));
+        assert!(
+            !is_news(known(2, "db2").as_ref(), 2, SOMEBODY) && !is_news(known(2, "db2").as_ref(), 2, "db3")
+        );
+        // Nobody goes back to an earlier one for its name.
+        assert!(!is_news(known(3, SOMEBODY).as_ref(), 2, "db2"));
+    }
 }
