@@ -7,7 +7,7 @@ use walship::report::Role;
 
 use crate::Effort;
 use crate::copies;
-use crate::harness::{Node, PROMOTE, eventually};
+use crate::harness::{Node, PROMOTE};
 use crate::pairs::{Pairs, pgbench};
 use crate::table::Table;
 
@@ -36,7 +36,7 @@ async fn rejoin(pairs: &mut Pairs, method: &str) -> f64 {
     diverge(&mut pairs.primary, &pairs.standbys[0]).await;
     let began = Instant::now();
     pairs.primary.walship(&["rejoin", "--method", method]).await.succeeded();
-    is(&pairs.primary, Role::Standby).await;
+    pairs.primary.is(Role::Standby).await;
     pairs.primary.follows(&pairs.standbys[0]).await;
     let taken = began.elapsed().as_secs_f64();
     std::mem::swap(&mut pairs.primary, &mut pairs.standbys[0]);
@@ -56,15 +56,5 @@ async fn diverge(old: &mut Node, new: &Node) {
         node.cluster.run(pgbench(&node.cluster, &TRANSACTIONS)).await.unwrap();
     }
     old.run().await;
-    is(old, Role::Superseded).await;
-}
-
-/// Waits until a node says that it has a role.
-pub async fn is(node: &Node, role: Role) {
-    eventually(&format!("{} is a {role:?}", node.name()), async || {
-        let now = node.status().await?.node.role;
-        anyhow::ensure!(now == role, "{now:?}");
-        Ok(())
-    })
-    .await;
+    old.is(Role::Superseded).await;
 }

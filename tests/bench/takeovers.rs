@@ -9,7 +9,6 @@ use walship::report::Role;
 use crate::Effort;
 use crate::harness::{PATIENCE, PROMOTE};
 use crate::pairs::{Pairs, native_standby, pgbench};
-use crate::rejoins::is;
 use crate::table::Table;
 
 /// What is written before, so that there are pages for a shutdown checkpoint.
@@ -82,10 +81,10 @@ async fn by_walship(pairs: &mut Pairs, is_lost: bool) -> f64 {
     done.succeeded();
     if is_lost {
         old.run().await;
-        is(old, Role::Superseded).await;
+        old.is(Role::Superseded).await;
         old.walship(&["rejoin"]).await.succeeded();
     }
-    is(old, Role::Standby).await;
+    old.is(Role::Standby).await;
     for standby in [&*old, &pairs.standbys[1]] {
         standby.follows(new).await;
     }

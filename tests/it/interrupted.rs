@@ -6,7 +6,6 @@ use walship::report::Role;
 
 use crate::harness::{Node, PROMOTE, Test, eventually};
 use crate::promotion::{three, write};
-use crate::rejoin::is;
 
 /// Who is killed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,10 +63,10 @@ async fn lives_again(node: &mut Node) {
 
 /// All have what the primary has, and it is the only one that writes.
 async fn agree(primary: &Node, others: [&Node; 2], table: &str) {
-    is(primary, Role::Primary).await;
+    primary.is(Role::Primary).await;
     write(primary, table).await;
     for standby in others {
-        is(standby, Role::Standby).await;
+        standby.is(Role::Standby).await;
         standby.equals(primary).await;
         assert_eq!(standby.cluster.value("SELECT pg_is_in_recovery()").await.unwrap(), "t");
         standby.knows(&["db1", "db2", "db3"]).await;
@@ -84,32 +83,39 @@ fn shuffled<T: Copy>(random: &mut Random, points: &[T]) -> Vec<T> {
     drawn
 }
 
-fn expect_logs(node: &Node) {
+/// A primary, who takes its place, and a third; the first two say things when they are killed.
+async fn nodes(test: &Test) -> (Node, Node, Node) {
+    let (primary, taker, third) = three(test).await;
     let texts = [
         "the promotion failed, going on as a standby",
         "this node was superseded",
         "not rejoined",
         "the log that is here does not lead to where the copy begins",
     ];
-    for text in texts {
+    for (node, text) in [&primary, &taker].into_iter().flat_map(|node| texts.map(|text| (node, text))) {
         node.sidecar.expect_log(text);
+    }
+    (primary, taker, third)
+}
+
+/// Both standbys have what the primary has.
+async fn follow(primary: &Node, standbys: [&Node; 2]) {
+    for standby in standbys {
+        standby.follows(primary).await;
     }
 }
 
 #[tokio::test]
 async fn a_handing_over_that_is_killed_at_any_step_is_finished_by_the_same_command() {
     let test = Test::new();
-    let (mut primary, mut taker, third) = three(&test).await;
-    for node in [&primary, &taker] {
-        expect_logs(node);
-    }
+    let (mut primary, mut taker, third) = nodes(&test).await;
     for (round, (who, point)) in shuffled(&mut test.random(), &OF_HANDING_OVER).into_iter().enumerate() {
         println!("{} hands over to {}: {who:?} is killed at {point}", primary.name(), taker.name());
         let victim = if who == Who::Primary { &mut primary } else { &mut taker };
         will_die(victim, point).await;
         taker.follows(&primary).await;
-        let command = ["switchover", "--to", taker.name()].map(str::to_owned);
-        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        let to = taker.name().to_owned();
+        let command = ["switchover", "--to", &to];
         let first = third.walship(&command).await;
         let victim = if who == Who::Primary { &mut primary } else { &mut taker };
         lives_again(victim).await;
@@ -130,15 +136,10 @@ async fn a_handing_over_that_is_killed_at_any_step_is_finished_by_the_same_comma
 #[tokio::test]
 async fn a_promotion_that_is_killed_at_any_step_is_finished_by_the_same_command() {
     let test = Test::new();
-    let (mut primary, mut taker, third) = three(&test).await;
-    for node in [&primary, &taker] {
-        expect_logs(node);
-    }
+    let (mut primary, mut taker, third) = nodes(&test).await;
     for (round, (who, point)) in shuffled(&mut test.random(), &OF_PROMOTING).into_iter().enumerate() {
         println!("{} takes the place of {}: {who:?} is killed at {point}", taker.name(), primary.name());
-        for standby in [&taker, &third] {
-            standby.follows(&primary).await;
-        }
+        follow(&primary, [&taker, &third]).await;
         if who == Who::Taker {
             will_die(&mut taker, point).await;
             taker.follows(&primary).await;
@@ -161,7 +162,7 @@ async fn a_promotion_that_is_killed_at_any_step_is_finished_by_the_same_command(
         } else {
             primary.runs_with("").await;
         }
-        is(&primary, Role::Superseded).await;
+        primary.is(Role::Superseded).await;
         primary.walship(&["rejoin"]).await.succeeded();
         agree(&taker, [&primary, &third], &format!("round_{round}")).await;
         std::mem::swap(&mut primary, &mut taker);
@@ -171,15 +172,10 @@ async fn a_promotion_that_is_killed_at_any_step_is_finished_by_the_same_command(
 #[tokio::test]
 async fn a_rejoin_that_is_killed_at_any_step_is_finished_by_the_same_command() {
     let test = Test::new();
-    let (mut primary, mut taker, third) = three(&test).await;
-    for node in [&primary, &taker] {
-        expect_logs(node);
-    }
+    let (mut primary, mut taker, third) = nodes(&test).await;
     for (round, point) in shuffled(&mut test.random(), &OF_REJOINING).into_iter().enumerate() {
         println!("{} comes back to {}, and is killed at {point}", primary.name(), taker.name());
-        for standby in [&taker, &third] {
-            standby.follows(&primary).await;
-        }
+        follow(&primary, [&taker, &third]).await;
         primary.dies().await;
         taker.walship(&PROMOTE).await.succeeded();
         write(&taker, &format!("after_{round}")).await;
@@ -187,7 +183,7 @@ async fn a_rejoin_that_is_killed_at_any_step_is_finished_by_the_same_command() {
         write(&primary, &format!("only_here_{round}")).await;
         primary.cluster.sql("UPDATE before SET a = -a").await.unwrap();
         primary.runs_with(&format!("{point}=abort")).await;
-        is(&primary, Role::Superseded).await;
+        primary.is(Role::Superseded).await;
         primary.walship(&["rejoin"]).await.exits(4).unwrap();
         lives_again(&mut primary).await;
         primary.walship(&["rejoin"]).await.succeeded();

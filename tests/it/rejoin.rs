@@ -6,21 +6,6 @@ use walship::report::Role;
 use crate::harness::{Node, PROMOTE, Test, eventually};
 use crate::promotion::{three, write};
 
-/// Waits until a node says that it has a role.
-pub async fn is(node: &Node, role: Role) {
-    eventually(&format!("{} is a {role:?}", node.name()), async || {
-        let now = node.status().await?.node.role;
-        ensure!(now == role, "{now:?}");
-        Ok(())
-    })
-    .await;
-}
-
-/// Waits until a node lives as a standby of another one.
-async fn is_standby(node: &Node) {
-    is(node, Role::Standby).await;
-}
-
 fn capsules(node: &Node) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(node.store().join("capsules")) else { return Vec::new() };
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -46,7 +31,7 @@ async fn after_a_switchover_the_old_primary_follows_by_itself_and_can_take_over_
     db1.walship(&["rejoin"]).await.failed(3, &["db1 is the primary: nobody was promoted in its place"]);
     db2.walship(&["rejoin"]).await.failed(3, &["db2 is a standby already"]);
     db1.walship(&["switchover", "--to", "db2"]).await.succeeded();
-    is_standby(&db1).await;
+    db1.is(Role::Standby).await;
     write(&db2, "after").await;
     for standby in [&db1, &db3] {
         standby.equals(&db2).await;
@@ -60,7 +45,7 @@ async fn after_a_switchover_the_old_primary_follows_by_itself_and_can_take_over_
     .await;
     let done = db3.walship(&["switchover", "--to", "db1"]).await.succeeded();
     assert!(done.contains("db1 is the primary of epoch 2"), "{done}");
-    is_standby(&db2).await;
+    db2.is(Role::Standby).await;
     write(&db1, "back").await;
     for standby in [&db2, &db3] {
         standby.equals(&db1).await;
@@ -98,7 +83,7 @@ async fn what_only_the_old_primary_had_is_kept_before_it_is_made_equal() {
     assert!(done.stderr.contains("that db2 never had") && done.stderr.contains("is kept in"), "{done:?}");
     assert!(done.stderr.contains("pg_rewind can't work"), "{done:?}");
     assert!(done.stdout.contains("db1 is being made equal to db2"), "{done:?}");
-    is_standby(&db1).await;
+    db1.is(Role::Standby).await;
     db1.equals(&db2).await;
     assert_eq!(db1.cluster.value("SELECT to_regclass('only_here') IS NULL").await.unwrap(), "t");
     let capsules = capsules(&db1);
@@ -132,7 +117,7 @@ async fn configured_so_an_old_primary_rejoins_by_itself() {
     assert!(config.contains("# auto_rejoin = false"), "{config}");
     std::fs::write(db1.config_file(), config.replace("# auto_rejoin = false", "auto_rejoin = true")).unwrap();
     db1.run().await;
-    is_standby(&db1).await;
+    db1.is(Role::Standby).await;
     db1.equals(&db2).await;
 }
 
@@ -146,7 +131,7 @@ async fn killed_once_it_was_settled_as_a_standby_it_goes_on() {
     db2.walship(&["switchover", "--to", "db2"]).await.succeeded();
     db1.sidecar.ended().await;
     db1.runs_with("").await;
-    is_standby(&db1).await;
+    db1.is(Role::Standby).await;
     write(&db2, "after").await;
     for standby in [&db1, &db3] {
         standby.equals(&db2).await;

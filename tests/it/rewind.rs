@@ -7,7 +7,6 @@ use walship::report::Role;
 
 use crate::harness::{Node, PROMOTE, Test, eventually, tools};
 use crate::promotion::{three, write, write_much};
-use crate::rejoin::is;
 
 /// `old` is lost, `new` is promoted, and `old` comes back with rows that `new` never had.
 async fn diverge(old: &mut Node, new: &Node, round: u32) {
@@ -83,7 +82,7 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     db1.cluster.append_to("postgresql.conf", "work_mem = '7MB'\n").unwrap();
     std::fs::write(db1.cluster.data_directory().join("server.key"), "db1's").unwrap();
     db1.run().await;
-    is(&db1, Role::Superseded).await;
+    db1.is(Role::Superseded).await;
     // Its role lacks one privilege, and what grants it is said.
     let dry = db1.walship(&["rejoin", "--dry-run"]).await.succeeded();
     let lack = "by a copy of what differs, not by pg_rewind: PostgreSQL beside db2 serves no pg_rewind: the role may not read files";
@@ -95,7 +94,7 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     assert!(!common.exists(), "what pg_rewind begins with is in the store alone: {}", common.display());
     let done = db1.walship(&["rejoin"]).await.exited_with(0);
     assert!(done.stdout.contains("db1 was rewound to") && done.stderr.contains("need to copy"), "{done:?}");
-    is(&db1, Role::Standby).await;
+    db1.is(Role::Standby).await;
     is_sound(&mut db1, &db2).await;
     assert_eq!(db1.cluster.value("SHOW work_mem").await.unwrap(), "7MB");
     assert_eq!(db1.cluster.value("SHOW restore_command").await.unwrap(), "");
@@ -106,7 +105,7 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     diverge(&mut db2, &db1, 2).await;
     db2.sidecar.expect_log("the log that is here does not lead to where the copy begins");
     db2.runs_with("rewind-changing=abort").await;
-    is(&db2, Role::Superseded).await;
+    db2.is(Role::Superseded).await;
     db2.walship(&["rejoin"]).await.exits(4).unwrap();
     db2.sidecar.ended().await;
     assert!(db2.cluster.start().await.is_err(), "by hand, or at boot, it would come up as a primary");
@@ -116,20 +115,20 @@ async fn a_diverged_primary_is_rewound_through_the_link_and_what_was_interrupted
     assert!(dry.contains("a pg_rewind was begun here and did not end"), "{dry}");
     let done = db2.walship(&["rejoin"]).await.exited_with(0);
     assert!(done.stdout.contains("db2 is being made equal to db1"), "{done:?}");
-    is(&db2, Role::Standby).await;
+    db2.is(Role::Standby).await;
     is_sound(&mut db2, &db1).await;
 
     // After its end: nothing of it is done again. PostgreSQL had crashed, too, and recovers first.
     diverge(&mut db1, &db2, 3).await;
     db1.cluster.kill().await.unwrap();
     db1.runs_with("rewind-settled=abort").await;
-    is(&db1, Role::Superseded).await;
+    db1.is(Role::Superseded).await;
     db1.walship(&["rejoin"]).await.exits(4).unwrap();
     db1.sidecar.ended().await;
     db1.runs_with("").await;
     let done = db1.walship(&["rejoin"]).await.exited_with(0);
     assert!(done.stdout.contains("db1 was rewound to"), "{done:?}");
-    is(&db1, Role::Standby).await;
+    db1.is(Role::Standby).await;
     is_sound(&mut db1, &db2).await;
     assert_eq!(db1.cluster.value("SHOW work_mem").await.unwrap(), "7MB");
     write(&db2, "at_last").await;
@@ -160,9 +159,9 @@ async fn what_is_rewound_replays_nothing_of_its_own_past_the_fork() {
     })
     .await;
     db1.run().await;
-    is(&db1, Role::Superseded).await;
+    db1.is(Role::Superseded).await;
     let done = db1.walship(&["rejoin"]).await.exited_with(0);
     assert!(done.stdout.contains("db1 was rewound to"), "{done:?}");
-    is(&db1, Role::Standby).await;
+    db1.is(Role::Standby).await;
     is_sound(&mut db1, &db2).await;
 }

@@ -166,6 +166,16 @@ impl Node {
         digest::compare(&primary.cluster.conninfo(), &self.cluster.conninfo()).await.unwrap()
     }
 
+    /// Waits until it says that it has a role.
+    pub async fn is(&self, role: Role) {
+        eventually(&format!("{} is a {role:?}", self.name()), async || {
+            let now = self.status().await?.node.role;
+            ensure!(now == role, "{now:?}");
+            Ok(())
+        })
+        .await;
+    }
+
     /// The process id of its postmaster: another one after any restart.
     pub fn postmaster(&self) -> String {
         let text = std::fs::read_to_string(self.cluster.data_directory().join("postmaster.pid")).unwrap();
